@@ -1,0 +1,126 @@
+"""Units of work: plan -> commit -> audit.
+
+A unit owns whole storage objects. Once they are durable its entry `ledger/<stage>/<unit id>.json` is created if absent:
+that entry IS the completion. Data without an entry is overwritten; an entry without its data is an audit failure. The
+outputs' digests in an entry depend on inputs and config alone; seconds and attempt do not, and nothing reads them back
+into a result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sar2eo_dist import storage
+from sar2eo_dist.errors import AuditError, NotFound
+from sar2eo_dist.records import Artifact, Unit, digest
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The completion of a unit. seconds: wall time of the attempt that completed; counts: what the stage counts."""
+
+    unit: Unit
+    outputs: tuple[Artifact, ...]
+    seconds: float
+    bytes_in: int = 0
+    attempt: int = 1
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(a.size for a in self.outputs)
+
+    def to_json(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Entry:
+        tree = json.loads(data)
+        unit = Unit(**{k: tree["unit"][k] for k in ("stage", "key", "fingerprint", "inputs")})
+        outputs = tuple(Artifact(**a) for a in tree["outputs"])
+        return cls(unit, outputs, tree["seconds"], tree["bytes_in"], tree["attempt"], tree["counts"])
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One audit failure: which unit, which object, and what is wrong with it."""
+
+    unit: Unit
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The ledger of one run folder (any fsspec URI)."""
+
+    root: str
+
+    def _uri(self, stage: str, unit_id: str) -> str:
+        return storage.join(self.root, "ledger", stage, f"{unit_id}.json")
+
+    def done(self, stage: str) -> set[str]:
+        """Ids of the completed units of a stage: one listing, whatever their number."""
+        try:
+            listed = storage.list_files(storage.join(self.root, "ledger", stage))
+        except NotFound:
+            return set()
+        return {storage.name(i.uri)[:-5] for i in listed if i.uri.endswith(".json")}
+
+    def commit(self, entry: Entry) -> bool:
+        """Record a completion; False where another attempt already did (its outputs are equal by construction)."""
+        return storage.put_if_absent(self._uri(entry.unit.stage, entry.unit.id), entry.to_json())
+
+    def entry(self, unit: Unit) -> Entry:
+        """The entry of a completed unit. Raises NotFound."""
+        return Entry.from_json(storage.read_bytes(self._uri(unit.stage, unit.id)))
+
+    def entries(self, units: Iterable[Unit]) -> list[Entry]:
+        return [self.entry(u) for u in units]
+
+    def forget(self, units: Iterable[Unit]) -> None:
+        """Take completions back (`--fresh`, or a failed audit): their data will be overwritten."""
+        for unit in units:
+            storage.delete(self._uri(unit.stage, unit.id))
+
+    def audit(self, units: Sequence[Unit], rehash: bool = True) -> list[Fault]:
+        """What is wrong with the outputs of completed units: missing, another size, or (with `rehash`) another sha256."""
+        faults = []
+        for entry in self.entries(units):
+            for artifact in entry.outputs:
+                problem = _problem(storage.join(self.root, artifact.path), artifact, rehash)
+                if problem:
+                    faults.append(Fault(entry.unit, artifact.path, problem))
+        return faults
+
+
+def _problem(uri: str, artifact: Artifact, rehash: bool) -> str:
+    try:
+        size = storage.info(uri).size
+    except NotFound:
+        return "missing"
+    if size != artifact.size:
+        return f"size {size}, recorded {artifact.size}"
+    if rehash:
+        sha = hashlib.sha256()
+        for piece in storage.chunks(uri):
+            sha.update(piece)
+        if sha.hexdigest() != artifact.sha256:
+            return f"sha256 {sha.hexdigest()[:12]}, recorded {artifact.sha256[:12]}"
+    return ""
+
+
+def outputs_digest(entries: Iterable[Entry]) -> str:
+    """One digest of everything a set of units wrote: equal for equal results, whatever the schedule was."""
+    return digest(sorted((a.path, a.size, a.sha256) for e in entries for a in e.outputs))
+
+
+def require(faults: Sequence[Fault]) -> None:
+    """Raise AuditError that names the first faults."""
+    if faults:
+        first = "; ".join(f"{f.path} {f.problem} (unit {f.unit.key})" for f in faults[:5])
+        raise AuditError(f"{len(faults)} audit failure(s): {first}")

@@ -1,0 +1,86 @@
+"""The Ray that a run uses: the cluster it was submitted to, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+from sar2eo_dist.config import Config
+from sar2eo_dist.errors import ConfigError
+
+#: pixels wait between stages in blocks of about this size, so that memory in flight stays bounded
+BLOCK_BYTES = 16 << 20
+#: no row for so long means a deadlock or a dead cluster: fail with Ray's own words rather than hang
+NO_PROGRESS_S = 900
+
+
+def start(cfg: Config) -> None:
+    """Join or start Ray once a process, with token authentication on unless RAY_AUTH_MODE says otherwise."""
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = cfg.resources.address or os.environ.get("RAY_ADDRESS", "")
+        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+        if address:
+            options["address"] = address
+        else:
+            options |= {"address": "local", "include_dashboard": False}
+            if cfg.resources.object_store_mb:
+                options["object_store_memory"] = cfg.resources.object_store_mb << 20
+            if shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp")).free < 1 << 30:  # noqa: S108
+                raise ConfigError("less than 1 GB free for Ray's session folder; set RAY_TMPDIR to a larger disk")
+        ray.init(**options)
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.verbose_progress = False
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many actors hold a model, and what each reserves. What they leave is for the read tasks."""
+
+    actors: int
+    cpus: float
+    gpus: float
+
+
+def share(asked: int, threads: int, units: int, cpus: float, gpus: float) -> Share:
+    """Actors for a model stage out of what the cluster has, never all its CPUs.
+
+    Two actors that take all CPUs starve the tasks that feed them, and the job hangs without an error; so at least half
+    a CPU stays free, checked here with the arithmetic shown. asked: `resources.*` (0 = automatic); threads: of one
+    actor; units: no more actors than work. Raises ConfigError.
+    """
+    free = cpus - min(1.0, cpus / 2)
+    if gpus >= 1:
+        n = min(asked or int(gpus), max(units, 1))
+        each = min(1.0, free / n)
+        return _checked(Share(n, each, min(1.0, gpus / n)), cpus)
+    n = min(asked or max(1, int(free // threads)), max(units, 1))
+    each = float(threads) if n * threads <= free else free / n if not asked else float(threads)
+    return _checked(Share(n, each, 0.0), cpus)
+
+
+def _checked(s: Share, cpus: float) -> Share:
+    if cpus - s.actors * s.cpus < min(0.5, cpus / 2) - 1e-9:
+        raise ConfigError(
+            f"{s.actors} actors x {s.cpus:g} CPUs = {s.actors * s.cpus:g} of {cpus:g} CPUs: none is left to read with, "
+            f"the job would hang. Lower resources.extractors/translators or the threads, or add CPUs."
+        )
+    return s
+
+
+def capacity(cfg: Config) -> tuple[float, float]:
+    """(CPUs, GPUs) of the running cluster, GPUs 0 where resources.gpu is 'never'."""
+    total = ray.cluster_resources()
+    return float(total.get("CPU", 1)), 0.0 if cfg.resources.gpu == "never" else float(total.get("GPU", 0))

@@ -1,0 +1,71 @@
+"""Live progress: a bar with rate and ETA on a terminal, a line every ten seconds in a job's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def human_bytes(n: float) -> str:
+    """1536 -> '1.5 KB' (decimal prefixes, as object stores bill)."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(n) < 1000 or unit == "TB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    raise AssertionError("unreachable")
+
+
+def human_seconds(s: float) -> str:
+    """3725 -> '1 h 02 min'."""
+    if s < 60:
+        return f"{s:.0f} s" if s >= 10 else f"{s:.1f} s"
+    minutes, seconds = divmod(round(s), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+class Meter:
+    """Counts things of one stage while they happen. Use as a context manager; `advance` from one thread."""
+
+    def __init__(self, label: str, total: int, noun: str, every: float = 10.0, out: TextIO | None = None) -> None:
+        self.label, self.total, self.noun, self.every = label, total, noun, every
+        self.out = out or sys.stderr
+        self.count, self.note = 0, ""
+        self.start = self.printed = time.monotonic()
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Meter:
+        if self.out.isatty():
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[extra]}"),
+                TimeRemainingColumn(), console=Console(file=self.out), transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=self.total, extra="")
+        return self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.count += n
+        self.note = note or self.note
+        now = time.monotonic()
+        if self.bar:
+            self.bar.update(self.task, completed=self.count, extra=self._extra(now))
+        elif now - self.printed >= self.every:
+            self.printed = now
+            left = (self.total - self.count) * (now - self.start) / max(self.count, 1)
+            eta = f", {human_seconds(left)} left" if self.count else ""
+            print(f"{self.label}: {self.count}/{self.total} {self._extra(now)}{eta}", file=self.out, flush=True)
+
+    def _extra(self, now: float) -> str:
+        rate = self.count / max(now - self.start, 1e-6)
+        speed = f"{rate:.1f} {self.noun}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s a {self.noun.rstrip('s')}"
+        return f"{speed}{'  ' + self.note if self.note else ''}"
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()

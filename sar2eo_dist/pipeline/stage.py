@@ -1,0 +1,178 @@
+"""One verb of the pipeline as units of work: plan minus ledger, attempts, quarantine, summary, exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sar2eo_dist import storage
+from sar2eo_dist.config import Config
+from sar2eo_dist.errors import Sar2EoError, TooManyFailures
+from sar2eo_dist.ledger import Entry, Ledger, outputs_digest
+from sar2eo_dist.pipeline.progress import Meter, human_bytes, human_seconds
+from sar2eo_dist.records import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a verb is run this time; none of it changes a result. limit: at most so many units (0 = all)."""
+
+    dry_run: bool = False
+    fresh: bool = False
+    strict: bool = False
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One attempt of a unit that ended in an error, in words."""
+
+    unit_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a verb did; written as `<stage>/summary.json`, the page that schedulers judge by."""
+
+    stage: str
+    status: str  # complete | partial | failed | planned
+    planned: int = 0
+    done: int = 0
+    resumed: int = 0
+    quarantined: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0  # of this invocation
+    unit_seconds: float = 0.0  # summed over the units, whenever they ran
+    bytes_in: int = 0
+    bytes_out: int = 0
+    started: str = ""
+    ended: str = ""
+    digest: str = ""  # of all outputs: equal for equal results
+    counts: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """One line for a person."""
+        if self.status == "planned":
+            return f"{self.stage}: would run {self.planned - self.resumed} of {self.planned} units"
+        what = f"{self.done}/{self.planned} units"
+        if self.resumed:
+            what += f" ({'all' if self.resumed == self.planned else self.resumed} found done)"
+        bad = f", {len(self.quarantined)} quarantined" if self.quarantined else ""
+        counts = ", ".join(f"{v:,} {k}" for k, v in self.counts.items() if v)
+        return (
+            f"{self.stage}: {self.status}, {what}{bad} in {human_seconds(self.seconds)}, "
+            f"{human_bytes(self.bytes_out)} written" + (f" | {counts}" if counts else "")
+        )
+
+
+#: runs the units handed to it (in any order) and yields an Entry (a completion) or a Failure for each
+Execute = Callable[[Sequence[Unit], int], Iterator[Entry | Failure]]
+
+
+def now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], execute: Execute, noun: str) -> Summary:
+    """Run what the ledger does not have, retry what fails, quarantine what keeps failing.
+
+    Raises TooManyFailures where more than `run.tolerance` of the plan is quarantined.
+    """
+    ledger, started, clock = Ledger(cfg.run.out), now(), time.monotonic()
+    if opts.fresh and not opts.dry_run:
+        ledger.forget(units)
+    finished = ledger.done(stage)
+    planned = list(units)[: opts.limit] if opts.limit else list(units)
+    todo = [u for u in planned if u.id not in finished]
+    resumed = len(planned) - len(todo)
+    if opts.dry_run:
+        return Summary(stage, "planned", len(planned), 0, resumed, started=started)
+    attempts: Counter[str] = Counter()
+    reasons: dict[str, str] = {}
+    with Meter(stage, len(todo), noun) as meter:
+        while todo:
+            for unit in todo:
+                attempts[unit.id] += 1
+            for result in execute(todo, max(attempts[u.id] for u in todo)):
+                if isinstance(result, Failure):
+                    reasons[result.unit_id] = result.reason
+                else:
+                    ledger.commit(result)
+                    reasons.pop(result.unit.id, None)
+                    finished.add(result.unit.id)
+                    meter.advance()
+            todo = [u for u in todo if u.id not in finished and attempts[u.id] < cfg.run.max_attempts]
+    quarantined = [
+        {"unit": u.id, "key": u.key, "reason": reasons.get(u.id, "no result: its worker died")}
+        for u in planned if u.id not in finished
+    ]  # fmt: skip
+    entries = entries_of(ledger, [u for u in planned if u.id in finished])
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update(entry.counts)
+    summary = Summary(
+        stage, "partial" if quarantined else "complete", len(planned), len(entries), resumed, quarantined,
+        time.monotonic() - clock, sum(e.seconds for e in entries), sum(e.bytes_in for e in entries),
+        sum(e.bytes_out for e in entries), started, now(), outputs_digest(entries), dict(sorted(counts.items())), {},
+        machine(),
+    )  # fmt: skip
+    if len(quarantined) > cfg.run.tolerance * len(planned):
+        write_summary(cfg, dataclasses.replace(summary, status="failed"))
+        first = quarantined[0]
+        raise TooManyFailures(
+            f"{stage}: {len(quarantined)} of {len(planned)} units failed {cfg.run.max_attempts} times, more than "
+            f"run.tolerance {cfg.run.tolerance:g} allows. The first, {first['key']}: {first['reason']}"
+        )
+    return summary
+
+
+def entries_of(ledger: Ledger, units: Sequence[Unit]) -> list[Entry]:
+    """Entries in the order of `units`; many small reads, so side by side."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(ledger.entry, units))
+
+
+def attempt(unit: Unit, work: Callable[[], Entry]) -> Entry | Failure:
+    """Run one unit's work in a worker; any error becomes a Failure, so that one bad unit never takes others along."""
+    try:
+        return work()
+    except Sar2EoError as e:
+        return Failure(unit.id, f"{type(e).__name__}: {e}")
+    except Exception as e:
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        return Failure(unit.id, f"{type(e).__name__}: {e} ({os.path.basename(where.filename)}:{where.lineno})")
+
+
+def machine() -> dict[str, Any]:
+    return {"cpus": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0]}
+
+
+def write_summary(cfg: Config, summary: Summary) -> Summary:
+    """Publish `<stage>/summary.json`."""
+    data = json.dumps(dataclasses.asdict(summary), indent=1, sort_keys=True).encode()
+    storage.put(storage.join(cfg.run.out, summary.stage, "summary.json"), data)
+    return summary
+
+
+def read_summary(cfg: Config, stage: str) -> dict[str, Any]:
+    """The summary of an earlier stage. Raises Sar2EoError that says which job to run first."""
+    uri = storage.join(cfg.run.out, stage, "summary.json")
+    if not storage.exists(uri):
+        raise Sar2EoError(f"{uri} is not there: run jobs/{stage}.py with the same config first")
+    tree: dict[str, Any] = json.loads(storage.read_bytes(uri))
+    if tree["status"] not in ("complete", "partial"):
+        raise Sar2EoError(f"{uri} says {tree['status']!r}: run jobs/{stage}.py again")
+    return tree

@@ -1,0 +1,270 @@
+"""The nouns that flow: frozen values and their Arrow schemas, in one place.
+
+SceneRef -> TileRef -> (pixels) -> Verdict -> Pair -> ShardRef -> Bundle -> Block. Pointers flow through Ray; pixels
+exist only between read and score, or read and encode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+S1, S2 = "s1", "s2"
+S1_BANDS = ("VV", "VH")
+S2_BANDS = ("B4", "B3", "B2")
+PATCH = 256  # side of a MultiEarth patch, pixels of 10 m
+KEPT = ""  # the `reason` of a tile that nothing rejects
+
+#: reason -> what it means, in the order in which tiles meet them
+REASONS: dict[str, str] = {
+    "bad_name": "the file name does not follow the layout",
+    "bad_date": "impossible acquisition date",
+    "duplicate": "the same sensor, place and date appears twice",
+    "missing_band": "a band of the acquisition is missing",
+    "unreadable": "torn, empty or undecodable file",
+    "wrong_shape": "not a 256 x 256 patch",
+    "wrong_dtype": "pixel type is not the sensor's",
+    "all_nodata": "no valid pixel",
+    "qa60": "QA60 flags cloud",
+    "constant": "a band has one single value",
+    "alpha": "pixels surpass alpha (bright cloud)",
+    "brightness": "mean brightness too low (night)",
+    "dark": "too many dark pixels (no data, shadow)",
+    "not_scored": "the feature extractor gave a non-finite score",
+    "frechet": "too close to the cloud set",
+}
+
+
+def digest(*parts: object) -> str:
+    """sha256 (first 16 bytes, hex) of the JSON of `parts`; equal values give equal digests on any machine."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def place_key(lon: float, lat: float) -> str:
+    """The 0.02 degree place of a patch centre, as MultiEarth matches places: rint(100 * degrees)."""
+    return f"{round(100 * lon):+06d}{round(100 * lat):+05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class TileRef:
+    """Pointer to one acquisition of one sensor at one place: no pixels.
+
+    sensor      "s1" or "s2"
+    lon, lat    centre, degrees
+    date        acquisition day (UTC)
+    kind        the source that can read it: "multiearth_tiff" or "multiearth_netcdf"
+    bands       band names present, S1_BANDS or S2_BANDS first, then QA60 where there is one
+    uris        one per band (TIFF), or a single file (NetCDF)
+    rows        row of each band in the NetCDF file; empty for TIFF
+    digest      of the listed inputs: URI, size, ETag or mtime of each file
+    orbit       "ascending", "descending" or "unknown"; platform e.g. "S1A" or "unknown"
+    """
+
+    sensor: str
+    lon: float
+    lat: float
+    date: dt.date
+    kind: str
+    bands: tuple[str, ...]
+    uris: tuple[str, ...]
+    digest: str
+    rows: tuple[int, ...] = ()
+    orbit: str = "unknown"
+    platform: str = "unknown"
+
+    @property
+    def place(self) -> str:
+        return place_key(self.lon, self.lat)
+
+    @property
+    def key(self) -> str:
+        """Sensor, place and date: the same for TIFF and NetCDF."""
+        return f"{self.sensor}/{self.place}/{self.date.isoformat()}"
+
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An input that could not even become a TileRef (bad name, impossible date, duplicate), so that nothing is lost."""
+
+    sensor: str
+    uri: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was MEASURED on one tile, kept or not, with the first failing reason of stages 1 and 2 ("" = none).
+
+    qa60_state       "clear", "cloudy", "unknown" (no QA60 band) or "" (S1)
+    qa60_fraction    share of pixels with QA60 bit 10 or 11, 0..1
+    max_dn           largest DN of B4, B3, B2
+    alpha_fraction   share of pixels with any of B4, B3, B2 >= alpha, 0..1
+    brightness       mean V of HSV of the stretched 8-bit image, 0..255
+    dark_fraction    share of dark pixels, 0..1
+    valid_fraction   share of pixels with data in every band, 0..1
+    score            Frechet distance to the cloud set, named by `score_name` (`fid`, or `fd_<extractor>`); NaN = none
+    Unmeasured numbers are NaN.
+    """
+
+    key: str
+    sensor: str
+    place: str
+    lon: float
+    lat: float
+    date: dt.date
+    orbit: str
+    platform: str
+    kind: str
+    uris: tuple[str, ...]
+    bands: tuple[str, ...]
+    rows: tuple[int, ...]
+    digest: str
+    reason: str
+    detail: str = ""
+    valid_fraction: float = float("nan")
+    qa60_state: str = ""
+    qa60_fraction: float = float("nan")
+    max_dn: float = float("nan")
+    alpha_fraction: float = float("nan")
+    brightness: float = float("nan")
+    dark_fraction: float = float("nan")
+    score: float = float("nan")
+    score_name: str = ""
+
+    @property
+    def ref(self) -> TileRef:
+        return TileRef(self.sensor, self.lon, self.lat, self.date, self.kind, tuple(self.bands), tuple(self.uris),
+                       self.digest, tuple(self.rows), self.orbit, self.platform)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Stage 3's threshold: a reduction over the whole corpus, frozen and versioned.
+
+    score_name, rule ("range", "literal", "quantile", "otsu" or "none"), beta; low and high: the ends of the range of
+    scores that the rule used; threshold: scores strictly below it are dropped; count: scores that entered;
+    reference: digest of the cloud set.
+    """
+
+    score_name: str
+    rule: str
+    beta: float
+    low: float
+    high: float
+    threshold: float
+    count: int
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One SAR and one EO acquisition of one place. days = EO date - SAR date; split: "train", "val", "test", "guard"."""
+
+    place: str
+    lon: float
+    lat: float
+    sar_key: str
+    eo_key: str
+    sar_date: dt.date
+    eo_date: dt.date
+    days: int
+    orbit: str
+    platform: str
+    sar_digest: str
+    eo_digest: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRef:
+    """One geocoded S1 scene (VV, VH) as COG, without pixels.
+
+    crs: WKT or "EPSG:n"; transform: GDAL-order affine (a, b, c, d, e, f) of rasterio; units "db" or "linear";
+    quantity "sigma0" or "gamma0"; digest of URI, size, ETag or mtime.
+    """
+
+    uri: str
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+    width: int
+    height: int
+    date: dt.date | None
+    orbit: str
+    platform: str
+    units: str
+    quantity: str
+    nodata: float | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One stored object: URI relative to the run folder, size in bytes, sha256 (hex)."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit of work: a pure function of key, config fingerprint and inputs' digest.
+
+    stage: the verb; key: canonical and human-readable; inputs: digest of the listed inputs;
+    id = digest(stage, key, fingerprint, inputs).
+    """
+
+    stage: str
+    key: str
+    fingerprint: str
+    inputs: str
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", digest(self.stage, self.key, self.fingerprint, self.inputs))
+
+
+T = TypeVar("T")
+
+_ARROW: dict[str, pa.DataType] = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "dt.date": pa.date32(),
+    "tuple[str, ...]": pa.list_(pa.string()),
+    "tuple[int, ...]": pa.list_(pa.int64()),
+}
+
+
+def schema(record: type) -> pa.Schema:
+    """The Arrow schema of a record type: one column a field, in order, none nullable."""
+    return pa.schema([pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in dataclasses.fields(record)])
+
+
+def to_table(rows: Sequence[Any], record: type) -> pa.Table:
+    """Records of one type as an Arrow table."""
+    columns = {f.name: [getattr(r, f.name) for r in rows] for f in dataclasses.fields(record)}
+    return pa.table(columns, schema=schema(record))
+
+
+def from_table(table: pa.Table, record: type[T]) -> list[T]:
+    """The inverse of `to_table`. Raises pa.ArrowInvalid where a column is missing or of another type."""
+    fields = dataclasses.fields(record)  # type: ignore[arg-type]
+    table = table.select([f.name for f in fields]).cast(schema(record))
+    lists = {f.name for f in fields if str(f.type).startswith("tuple")}
+    return [record(**{k: tuple(v) if k in lists else v for k, v in row.items()}) for row in table.to_pylist()]
+
+
+def by_key(rows: Iterable[Any]) -> list[Any]:
+    """Canonical order."""
+    return sorted(rows, key=lambda r: r.key)
