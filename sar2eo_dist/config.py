@@ -43,6 +43,7 @@ class Synthetic(Section):
     """The seeded Amazon-like world of `sources/synthetic`; sizes in pixels of 10 m."""
 
     enabled: bool = False
+    root: str = Field("runs/world", description="folder or URI it is written to, completed by its fingerprint")
     seed: int = 7
     places: tuple[int, int] = Field((9, 12), description="rows, columns of the 0.02 degree grid written as patches")
     dates: int = Field(3, ge=1, description="acquisition dates of each sensor")
@@ -124,8 +125,7 @@ class Translate(Section):
     overlap: int = Field(256, ge=0, description="overlap of neighbouring windows, pixels")
     block: int = Field(2048, ge=64, description="side of a block: one unit of work, one storage object")
     statistics: Literal["window"] = "window"
-    batch: int = Field(1, ge=1)
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, description="CPU threads of one translator; fixed, so results are")
     max_days: int = Field(7, ge=0, description="patches: largest |target date - SAR date|")
     quicklook: int = Field(1024, ge=64, description="longest side of the quick-look, pixels")
     slice: int = Field(256, ge=1, description="patches in one unit of work")
@@ -134,6 +134,8 @@ class Translate(Section):
 class Evaluate(Section):
     split: Literal["val", "test", "train"] = "val"
     samples: int = Field(6, ge=0, description="side-by-side samples in the report")
+    fit: int = Field(512, ge=1, description="training pairs that the linear baseline is fitted on")
+    threads: int = Field(1, ge=1, description="CPU threads of one actor")
     slice: int = Field(256, ge=1, description="pairs in one unit of work")
 
 
@@ -161,7 +163,8 @@ _AFFECTS: dict[str, tuple[str, ...]] = {
 }
 #: values that steer the schedule or the decision taken afterwards, not what a unit writes
 _NEUTRAL = {
-    "collect": {"slice", "rule", "beta", "min_kept"},
+    "synthesise": {"enabled", "root"},
+    "collect": {"slice", "rule", "beta", "min_kept", "reference", "weights"},
     "train": {"log_every", "checkpoint_every"},
     "translate": {"quicklook", "slice"},
     "evaluate": {"slice"},

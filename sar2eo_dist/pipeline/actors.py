@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ import ray
 import torch
 
 from sar2eo_dist.cca.frechet import Reference, point_distance
-from sar2eo_dist.config import CCA
+from sar2eo_dist.config import CCA, Scaling
+from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.models import bundle
 from sar2eo_dist.models.extractors import Extractor, extractor
+from sar2eo_dist.radiometry import scale_sar
 from sar2eo_dist.records import KEPT, PATCH, S2, Verdict, from_table, to_table
 
 
@@ -69,3 +73,40 @@ def _ipc(verdicts: list[Verdict]) -> bytes:
         writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+class Chain:
+    """Translator and enhancer from their bundles, one after the other; nothing here knows which networks they are."""
+
+    def __init__(self, bundles: Sequence[str], threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        self.device = device_of_actor()
+        loaded = [bundle.load(uri, self.device) for uri in bundles]
+        self.nets = [net for net, _ in loaded]
+        self.info = loaded[0][1]
+        self.uris = list(bundles)
+        self.scaling = Scaling.model_validate(self.info.scaling)
+
+    def require_fixed(self) -> None:
+        """A mosaic needs per-pixel scaling on both sides: per-image scaling gives neighbours another radiometry."""
+        if (self.scaling.sar, self.scaling.eo) != ("fixed", "fixed"):
+            raise ConfigError(
+                f"this bundle was trained with scaling sar={self.scaling.sar}, eo={self.scaling.eo}; a mosaic needs "
+                f"fixed on both sides (patches do not): {self.uris[0]}"
+            )
+
+    def require_quantity(self, quantity: str, uri: str) -> None:
+        """sigma-nought and gamma-nought differ by the incidence angle: a network knows only the one it learned."""
+        if quantity != self.info.quantity:
+            raise ConfigError(f"the bundle was trained on {self.info.quantity}, the scene is {quantity}: {uri}")
+
+    def __call__(self, db: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        """Images (3, h, w) float32 in [-1, 1] of one SAR window (2, h, w) dB: one after each network."""
+        x = torch.from_numpy(scale_sar(db, self.scaling))[None].to(self.device)
+        images = []
+        with torch.inference_mode():
+            for net in self.nets:
+                x = net(x).clamp(-1, 1)
+                images.append(x[0].float().cpu().numpy())
+        return images

@@ -54,30 +54,24 @@ class Share:
     gpus: float
 
 
-def share(asked: int, threads: int, units: int, cpus: float, gpus: float) -> Share:
-    """Actors for a model stage out of what the cluster has, never all its CPUs.
+def share(asked: int, threads: int, units: int, cpus: float, gpus: float, readers: float = 0.0) -> Share:
+    """Actors for a model stage out of what the cluster has.
 
-    Two actors that take all CPUs starve the tasks that feed them, and the job hangs without an error; so at least half
-    a CPU stays free, checked here with the arithmetic shown. asked: `resources.*` (0 = automatic); threads: of one
-    actor; units: no more actors than work. Raises ConfigError.
+    Two actors that take all CPUs starve the tasks that feed them, and the job hangs without an error: where tasks feed
+    the actors, `readers` CPUs stay free for them (half of a single CPU), checked here with the arithmetic shown.
+    asked: `resources.*` (0 = automatic); threads: of one actor; units: no more actors than work. Raises ConfigError.
     """
-    free = cpus - min(1.0, cpus / 2)
-    if gpus >= 1:
-        n = min(asked or int(gpus), max(units, 1))
-        each = min(1.0, free / n)
-        return _checked(Share(n, each, min(1.0, gpus / n)), cpus)
-    n = min(asked or max(1, int(free // threads)), max(units, 1))
-    each = float(threads) if n * threads <= free else free / n if not asked else float(threads)
-    return _checked(Share(n, each, 0.0), cpus)
-
-
-def _checked(s: Share, cpus: float) -> Share:
-    if cpus - s.actors * s.cpus < min(0.5, cpus / 2) - 1e-9:
+    free = cpus - min(readers, cpus / 2)
+    wanted = asked or (int(gpus) if gpus >= 1 else max(1, int(free // threads)))
+    n = min(wanted, max(units, 1))
+    each = 1.0 if gpus >= 1 else float(threads)
+    each = each if asked else min(each, free / n)
+    if n * each > free + 1e-9:
         raise ConfigError(
-            f"{s.actors} actors x {s.cpus:g} CPUs = {s.actors * s.cpus:g} of {cpus:g} CPUs: none is left to read with, "
-            f"the job would hang. Lower resources.extractors/translators or the threads, or add CPUs."
+            f"{n} actors x {each:g} CPUs = {n * each:g} of {cpus:g} CPUs leave fewer than the {cpus - free:g} that reading "
+            f"needs: the job would hang. Lower resources.extractors/translators or the threads, or add CPUs."
         )
-    return s
+    return Share(n, each, min(1.0, gpus / n) if gpus >= 1 else 0.0)
 
 
 def capacity(cfg: Config) -> tuple[float, float]:

@@ -105,7 +105,7 @@ def _stream(
         _Assess(cfg.cca, reference is not None), batch_size=1, batch_format="pyarrow", compute=readers
     )
     if reference is not None:
-        part = cluster.share(cfg.resources.extractors, cfg.cca.threads, len(rows), cpus, gpus)
+        part = cluster.share(cfg.resources.extractors, cfg.cca.threads, len(rows), cpus, gpus, readers=1.0)
         packs = packs.map_batches(
             ScoreActor,
             fn_constructor_args=(cfg.cca, ray.put(reference.to_bytes())),

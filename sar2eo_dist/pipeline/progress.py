@@ -30,7 +30,7 @@ def human_seconds(s: float) -> str:
 
 
 class Meter:
-    """Counts things of one stage while they happen. Use as a context manager; `advance` from one thread."""
+    """Counts things of one stage while they happen; shows nothing without a noun. `advance` from one thread."""
 
     def __init__(self, label: str, total: int, noun: str, every: float = 10.0, out: TextIO | None = None) -> None:
         self.label, self.total, self.noun, self.every = label, total, noun, every
@@ -40,7 +40,7 @@ class Meter:
         self.bar: Progress | None = None
 
     def __enter__(self) -> Meter:
-        if self.out.isatty():
+        if self.total and self.noun and self.out.isatty():
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[extra]}"),
                 TimeRemainingColumn(), console=Console(file=self.out), transient=True,
@@ -55,7 +55,7 @@ class Meter:
         now = time.monotonic()
         if self.bar:
             self.bar.update(self.task, completed=self.count, extra=self._extra(now))
-        elif now - self.printed >= self.every:
+        elif self.noun and now - self.printed >= self.every:
             self.printed = now
             left = (self.total - self.count) * (now - self.start) / max(self.count, 1)
             eta = f", {human_seconds(left)} left" if self.count else ""

@@ -1,0 +1,95 @@
+"""The command line that every job shares: options, config, verbs in turn, one line a verb, exit code.
+
+Exit codes: 0 done (`summary.json` says whether complete or partial); 1 failed; 2 the command or config is wrong;
+3 partial, with --strict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import yaml
+
+from sar2eo_dist import storage
+from sar2eo_dist.config import Config, load
+from sar2eo_dist.errors import ConfigError, Sar2EoError
+from sar2eo_dist.pipeline.stage import Options, Summary
+from sar2eo_dist.pipeline.synthesise import with_world
+
+Verb = Callable[[Config, Options], Summary]
+
+
+def parser(name: str, about: str) -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog=f"jobs/{name}.py", description=about)
+    p.add_argument("--config", default="", help="YAML config (jobs/configs/); defaults without one")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one value; repeatable")
+    p.add_argument("--data", default="", help="MultiEarth folder or URI: sets data.s1, data.s2 and data.target from it")
+    p.add_argument("--dry-run", action="store_true", help="plan only: say what would run")
+    p.add_argument("--limit", type=int, default=0, metavar="N", help="at most N units of work of each verb")
+    p.add_argument("--fresh", action="store_true", help="do finished units again (the default is to resume)")
+    p.add_argument("--strict", action="store_true", help="exit 3 where some units were quarantined")
+    return p
+
+
+def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | None = None) -> int:
+    """Run verbs in turn under one config; print what each did; return the exit code."""
+    args = parser(name, about).parse_args(argv)
+    opts = Options(args.dry_run, args.fresh, args.strict, args.limit)
+    partial = False
+    try:
+        if args.limit < 0:
+            raise ConfigError(f"--limit {args.limit} is negative")
+        cfg = load(args.config or None, [*multiearth(args.data), *args.set])
+        cfg = with_world(cfg)
+        if not opts.dry_run:
+            keep(cfg)
+        for verb in verbs:
+            if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
+                continue
+            summary = verb(cfg, opts)
+            partial |= summary.status == "partial"
+            print(summary.line(), flush=True)
+            if opts.dry_run and len(verbs) > 1 and summary.planned > summary.resumed:
+                print("what follows is planned from its results: run it first")
+                break
+            for what, path in summary.outputs.items():
+                where = path if what == "world" else storage.join(cfg.run.out, path)
+                print(f"  {what:16s} {where}", flush=True)
+    except ConfigError as e:
+        print(f"config error: {e}", file=sys.stderr)
+        return 2
+    except Sar2EoError as e:
+        print(f"{name} failed: {type(e).__name__}: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{name} stopped; the same command resumes it", file=sys.stderr)
+        return 130
+    return 3 if partial and opts.strict else 0
+
+
+def keep(cfg: Config) -> None:
+    """The resolved config beside its results."""
+    text = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False)
+    storage.put(storage.join(cfg.run.out, "config.yaml"), text.encode())
+
+
+def multiearth(root: str) -> list[str]:
+    """Overrides for a MultiEarth folder: TIFF folders sent1 and sent2 where it has them, else its NetCDF files.
+
+    Raises ConfigError where it holds neither.
+    """
+    if not root:
+        return []
+    names = [i.uri for i in storage.list_files(storage.absolute(root))]
+    netcdf = {s: next((u for u in names if storage.name(u).startswith(f"sent{s}") and u.endswith(".nc")), "") for s in "12"}
+    target = next((u for u in names if storage.name(u) == "target.nc"), netcdf["2"])
+    found = {"kind": "multiearth_tiff", "s1": "", "s2": "", "target": target}
+    if all(any(f"/sent{s}/" in u for u in names) for s in "12"):
+        found |= {"s1": storage.join(root, "sent1"), "s2": storage.join(root, "sent2")}
+    elif all(netcdf.values()):
+        found |= {"kind": "multiearth_netcdf", "s1": netcdf["1"], "s2": netcdf["2"]}
+    else:
+        raise ConfigError(f"no sent1/ and sent2/ folders and no sent1*.nc and sent2*.nc files in {root}")
+    return [f"data.{k}={v}" for k, v in found.items()]

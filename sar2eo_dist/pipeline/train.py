@@ -1,0 +1,262 @@
+"""train: the translator (SAR -> EO), then the enhancer on its output, each with Ray Train, from shards to a bundle.
+
+Training is one unit of work a network. Its checkpoints hold weights, optimisers, step and history; everything else is a
+pure function of the step, so a killed run goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+import ray.train
+import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from sar2eo_dist import shards, storage
+from sar2eo_dist.config import Config, Scaling, Stage
+from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.ledger import Entry
+from sar2eo_dist.models import bundle, translator
+from sar2eo_dist.pipeline import cluster
+from sar2eo_dist.pipeline.progress import Meter
+from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
+from sar2eo_dist.records import S1_BANDS, S2_BANDS, Pair, Unit, from_table
+from sar2eo_dist.training import checkpoint as checkpoints
+from sar2eo_dist.training.fit import fit
+from sar2eo_dist.training.loader import Loader
+
+STAGE = "train"
+ROLES = ("translate", "enhance")
+CHANNELS = 3  # of the scaled SAR (VV, VH, third) and of the EO (B4, B3, B2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """What one network is trained on and how; goes to every worker."""
+
+    role: str
+    model: str
+    stage: Stage
+    scaling: Scaling
+    seed: int
+    threads: int
+    store: str
+    count: int  # training samples: the first of the store
+    translator: str  # URI of the translator's bundle, for the enhancer
+
+
+def train(cfg: Config, opts: Options) -> Summary:
+    """Run the verb. Raises ConfigError where the training fold is empty or an option of a network is wrong."""
+    sharded = read_summary(cfg, "shard")
+    root = storage.absolute(cfg.run.out)
+    store = storage.join(root, sharded["outputs"]["store"])
+    index = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, sharded["outputs"]["index"]))))
+    count = sum(p.split == "train" for p in from_table(index, Pair))
+    if not count:
+        raise ConfigError("no pair is in the training fold: change split.cell_degrees, split.val or split.seed")
+    fingerprint, inputs = cfg.fingerprint(STAGE), str(sharded["digest"])
+    plan: dict[str, tuple[Unit, Job]] = {}
+    before = ""
+    for role, model, stage in _roles(cfg):
+        translator(model).complete(stage.options)  # a wrong option stops here, before anything starts
+        unit = Unit(STAGE, role, fingerprint, inputs + before)
+        job = Job(role, model, stage, cfg.scaling, cfg.train.seed, cfg.train.threads, store, count, before and folder(root, before))
+        plan[unit.id] = (unit, job)
+        before = unit.id
+
+    def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
+        cluster.start(cfg)
+        for unit in todo:
+            job = plan[unit.id][1]
+            if opts.fresh and attempt == 1:
+                storage.delete(storage.join(root, STAGE, "checkpoints", unit.id))
+            try:
+                yield _train(cfg, root, unit, job, sharded, attempt)
+            except ray.train.TrainingFailedError as e:
+                yield Failure(unit.id, _cause(e))
+                return  # the enhancer needs the translator
+
+    units = [u for u, _ in plan.values()]
+    summary = run_stage(cfg, opts, STAGE, units, execute, "")
+    if opts.dry_run:
+        return dataclasses.replace(summary, counts={"training pairs": count})
+    outputs = {u.key: folder("", u.id).lstrip("/") for u in units[: summary.planned]}
+    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts={"training pairs": count}))
+
+
+def folder(root: str, unit_id: str) -> str:
+    """Where a unit's bundle lies."""
+    return f"{root}/{STAGE}/bundles/{unit_id[:12]}"
+
+
+def _roles(cfg: Config) -> list[tuple[str, str, Stage]]:
+    roles = [("translate", cfg.train.translator, cfg.train.translate), ("enhance", cfg.train.enhancer, cfg.train.enhance)]
+    return [r for r in roles if r[1]]
+
+
+def _cause(e: BaseException) -> str:
+    """The worker's own error, first line, in front of Ray's wrapping."""
+    errors = getattr(e, "worker_failures", None) or {}
+    first = next(iter(errors.values()), e)
+    cause = getattr(first, "cause", None) or first
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"
+
+
+def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any], attempt: int) -> Entry:
+    """Train one network to its last step and publish its bundle and history."""
+    begin = time.time()
+    _, gpus = cluster.capacity(cfg)
+    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    fs, path = storage.filesystem(storage.join(root, STAGE, "checkpoints"))
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=cfg.resources.workers,
+            use_gpu=gpus >= 1,
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus >= 1 else {}),
+        ),
+        run_config=RunConfig(
+            name=unit.id,
+            storage_path=path,
+            storage_filesystem=PyFileSystem(FSSpecHandler(fs)) if "://" in root else None,
+            failure_config=FailureConfig(max_failures=cfg.run.max_attempts - 1),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _Watch(board, f"train {job.role}", job.stage.steps):
+        result = trainer.fit()
+    with result.checkpoint.as_directory() as local:
+        net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS)
+        meta = checkpoints.load_net(local, net)
+    history = "".join(json.dumps(line, sort_keys=True) + "\n" for line in meta["history"])
+    info = bundle.BundleInfo(
+        model=job.model,
+        options=translator(job.model).complete(job.stage.options),
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        scaling=job.scaling.model_dump(),
+        units="db",
+        quantity="sigma0",
+        sar_bands=S1_BANDS,
+        eo_bands=S2_BANDS,
+        data=str(sharded["digest"]),
+        step=job.stage.steps,
+    )
+    outputs = bundle.save(folder(root, unit.id), net, info)
+    relative = folder("", unit.id).lstrip("/")
+    outputs = [dataclasses.replace(a, path=storage.join(relative, storage.name(a.path))) for a in outputs]
+    storage.put(storage.join(root, STAGE, job.role, "history.jsonl"), history.encode())
+    counts = {f"{job.role} steps": job.stage.steps}
+    return Entry(unit, tuple(outputs), time.time() - begin, int(sharded["bytes_out"]), attempt, counts)
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """One worker of the training: runs in every process of the group."""
+    job: Job = config["job"]
+    context, device = ray.train.get_context(), get_device()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.threads)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    torch.manual_seed(job.seed)
+    net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS).to(device)
+    trainer = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)
+    start, history = 0, []
+    if (saved := ray.train.get_checkpoint()) is not None:
+        with saved.as_directory() as local:
+            start, meta = checkpoints.load(local, trainer)
+            history = meta["history"]
+    if world > 1:
+        trainer.wrap(torch.nn.parallel.DistributedDataParallel)
+    transform = _translated(job.translator, device) if job.translator else None
+    loader = Loader(shards.PairReader(job.store), job.count, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform)
+    clock = {"at": time.monotonic(), "step": start}
+
+    def on_log(step: int, losses: dict[str, float]) -> None:
+        mean = _mean_over_ranks(losses, world, device)
+        seconds = time.monotonic() - clock["at"]
+        speed = (step - clock["step"]) * job.stage.batch / max(seconds, 1e-9)
+        clock.update(at=time.monotonic(), step=step)
+        history.append({"step": step, "time": now(), "samples_per_s": round(speed, 2)} | mean)
+        if rank == 0:
+            note = "  ".join(f"{k} {v:.3f}" for k, v in list(mean.items())[:3])
+            config["board"].post.remote(step, f"{speed:.1f} samples/s  {note}")
+
+    def on_checkpoint(step: int) -> None:
+        if rank:
+            ray.train.report({"step": step})
+            return
+        with tempfile.TemporaryDirectory() as local:
+            checkpoints.save(local, trainer, step, {"history": history})
+            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(local))
+
+    fit(trainer, loader, start, job.stage.steps, job.seed, job.stage.log_every, on_log, job.stage.checkpoint_every,
+        on_checkpoint, device, rank, world)  # fmt: skip
+
+
+def _translated(uri: str, device: torch.device) -> Any:
+    """The enhancer's input: the frozen translator's image of a whole scaled patch."""
+    net, _ = bundle.load(uri, str(device))
+
+    def apply(source: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            image: torch.Tensor = net(source[None].to(device)).clamp(-1, 1)[0].cpu()
+        return image
+
+    return apply
+
+
+def _mean_over_ranks(losses: dict[str, float], world: int, device: torch.device) -> dict[str, float]:
+    if world == 1:
+        return losses
+    values = torch.tensor(list(losses.values()), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    torch.distributed.all_reduce(values)
+    return {k: float(v) / world for k, v in zip(losses, values, strict=True)}
+
+
+@ray.remote
+class _Board:
+    """Where rank 0 posts its last step, for the driver's progress bar."""
+
+    def __init__(self) -> None:
+        self.last = (0, "")
+
+    def post(self, step: int, note: str) -> None:
+        self.last = (step, note)
+
+    def read(self) -> tuple[int, str]:
+        return self.last
+
+
+class _Watch:
+    """Shows the board's progress while the driver waits in `fit`."""
+
+    def __init__(self, board: Any, label: str, steps: int) -> None:
+        self.board, self.meter, self.stop = board, Meter(label, steps, "steps"), threading.Event()
+        self.thread = threading.Thread(target=self._poll, daemon=True)
+
+    def _poll(self) -> None:
+        while not self.stop.wait(1.0):
+            step, note = ray.get(self.board.read.remote())
+            self.meter.advance(step - self.meter.count, note)
+
+    def __enter__(self) -> None:
+        self.meter.__enter__()
+        self.thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop.set()
+        self.thread.join(timeout=10)
+        self.meter.__exit__(None, None, None)
+        ray.kill(self.board)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sar2eo_dist.config import Config, load
+from sar2eo_dist.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert isinstance(load(str(path)), Config)
+
+
+def test_overrides_are_yaml_values_and_nest(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("cca: {beta: 0.3}\n")
+    cfg = load(str(path), ["cca.beta=0.5", "synthetic.places=[2, 3]", "data.s1=s3://b/x", "train.enhancer="])
+    assert (cfg.cca.beta, cfg.synthetic.places, cfg.data.s1, cfg.train.enhancer) == (0.5, (2, 3), "s3://b/x", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("cca: {bta: 1}", [], ["cca.bta", "did you mean 'beta'"]),
+        ("ccaa: {beta: 1}", [], ["ccaa", "'cca'"]),
+        ("train: {translate: {step: 3}}", [], ["train.translate.step", "'steps'"]),
+        ("cca: {zzzz: 1}", [], ["cca.zzzz", "known:", "alpha"]),
+        ("cca: {beta: many}", [], ["cca.beta", "'many'"]),
+        ("cca: {profile: papr}", [], ["cca.profile", "'paper'", "papr"]),
+        ("translate: {window: 64, overlap: 64}", [], ["translate.overlap 64"]),
+        ("split: {val: 0.6, test: 0.5}", [], ["split.val 0.6"]),
+        ("a: [", [], ["not YAML"]),
+        ("- 1", [], ["mapping"]),
+        ("", ["cca.beta"], ["cca.beta", "section.key=value"]),
+        ("cca: 3", ["cca.beta=1"], ["'cca' is a value"]),
+    ],
+)
+def test_a_wrong_config_is_refused_in_words(tmp_path: Path, text: str, overrides: list[str], words: list[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as e:
+        load(str(path), overrides)
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load("nowhere.yaml")
+
+
+def test_fingerprint_moves_with_what_affects_results_and_only_with_it() -> None:
+    base = Config()
+    same = [load(overrides=[o]) for o in ("run.out=x", "resources.readers=9", "cca.beta=0.9", "cca.slice=7", "cca.rule=otsu")]
+    other = [load(overrides=[o]) for o in ("cca.alpha=4000", "cca.pack=8", "cca.profile=released", "cca.threads=2")]
+    assert {c.fingerprint("collect") for c in same} == {base.fingerprint("collect")}
+    assert base.fingerprint("collect") not in {c.fingerprint("collect") for c in other}
+    assert load(overrides=["train.translate.log_every=3"]).fingerprint("train") == base.fingerprint("train")
+    assert load(overrides=["scaling.median=5"]).fingerprint("train") != base.fingerprint("train")
+    assert base.fingerprint("train") != base.fingerprint("translate")
