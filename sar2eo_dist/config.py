@@ -54,7 +54,7 @@ class Synthetic(Section):
 class CCA(Section):
     """Clean Collector Algorithm. Sources of the thresholds: METHOD of the paper, arXiv 2306.12626, and its scripts."""
 
-    profile: Literal["paper", "released", "none"] = Field("paper", description="'none' keeps every readable tile")
+    profile: Literal["paper", "released", "none"] = Field("paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all")
     qa60_max_fraction: Fraction = Field(0.0, description="share of QA60-cloudy pixels allowed")
     alpha: int = Field(4096, description="DN; the paper's pixel threshold")
     alpha_max_fraction: Fraction = Field(0.0, description="share of pixels with DN >= alpha allowed")
@@ -63,7 +63,7 @@ class CCA(Section):
     weights: str = Field("", description="inception: URI of pt_inception-2015-12-05-6726825d.pth")
     reference: str = Field("", description="folder of 8-bit RGB images of cloud (png, jpg, tif), any fsspec URI")
     rule: Literal["range", "literal", "quantile", "otsu"] = "range"
-    beta: float = Field(0.4, description="F_th = min + (max - min) * beta; quantile: the share of scores dropped")
+    beta: float = Field(0.4, description="F_th = low + (high - low) * beta; `quantile`: low, high = 0.1, 99.9 %")
     min_kept: Fraction = Field(0.01, description="loud stop where a smaller share of the scored tiles is kept")
     pack: int = Field(32, ge=1, description="tiles in one forward of the extractor; fixed, so results are")
     threads: int = Field(1, ge=1, description="CPU threads of one extractor")

@@ -178,7 +178,9 @@ def scale_sar(db: F32, scaling: ScalingLike) -> F32:
             band[:] = _to_unit(band, *_ends(band))
     else:
         raise ConfigError(f"unknown scaling.sar {scaling.sar!r}: minmax, tanh, tanh_fixed or fixed")
-    x[:, np.isnan(x).any(axis=0)] = 0.0
+    hole = np.isnan(x).any(axis=0)
+    if hole.any():
+        x[:, hole] = 0.0
     return x
 
 

@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+#: what this machine must have (.ci/run sets it): a test that needs it fails where it would skip
+REQUIRED = set(os.environ.get("SAR2EO_REQUIRE", "").split())
+
+
+def need(what: str, present: bool, why: str) -> None:
+    """Skip, by name, where something is absent; fail instead where it is required."""
+    if not present:
+        (pytest.fail if what in REQUIRED else pytest.skip)(f"{what} absent: {why}")
+
 
 @pytest.fixture(scope="session")
 def samples() -> Path:
-    """The folder of real Sentinel samples, or a skip that names it."""
+    """The folder of real Sentinel samples."""
     folder = os.environ.get("SAR2EO_SAMPLES", "")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip(f"real samples absent: SAR2EO_SAMPLES={folder!r}")
+    need("samples", bool(folder) and Path(folder).is_dir(), f"SAR2EO_SAMPLES={folder!r}")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path of a headless Chromium."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    need("browser", found is not None, "install the package chromium")
+    return str(found)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Endpoint of an S3 server in this process (moto): fast, in memory; it checks no credentials by default."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """An empty bucket, reached through the standard environment: `s3://...`."""
+    import s3fs
+
+    for key, value in {
+        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": s3_server,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50].strip("-")
+    s3fs.S3FileSystem().mkdir(bucket)
+    return f"s3://{bucket}"

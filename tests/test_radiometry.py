@@ -25,6 +25,7 @@ def speckled(seed: int = 0, side: int = 24) -> np.ndarray:
     return (gamma + np.array([-8, -14])[:, None, None]).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, (2, 3, 4), elements=st.floats(-327, 327, width=32)))
 def test_db_round_trip_within_half_a_count(db):
     assert np.abs(rm.decode_db(rm.encode_db(db)).astype(np.float64) - db).max() <= 0.005 + 2e-5
@@ -104,7 +105,7 @@ def test_channels_in_db():
         rm.channels(db, "sum")
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     hnp.arrays(np.float32, (2, 6, 5), elements=st.one_of(db_values, st.just(np.nan), st.just(np.inf), st.just(-10.0))),
     st.sampled_from(SARS),

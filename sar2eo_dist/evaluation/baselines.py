@@ -22,13 +22,12 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 METHODS = ("baseline_mean", "baseline_zero", "baseline_linear")
-#: about the middle of VV, VH (dB) and of EO (DN): sums of offsets from here lose no digits to a large mean
-_CENTRE_SAR = np.array([-12.0, -18.0])
-_CENTRE_EO = 500.0
+#: about the middle of VV, VH in dB: sums of offsets from here lose no digits to a mean larger than the spread
+_CENTRE = np.array([-12.0, -18.0])
 
 
 def constant(bands: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """The image (N, 3, H, W) float32 whose bands hold `bands` (3,) everywhere; zeros (3,) give the all-zero baseline."""
+    """The image (N, 3, H, W) float32 whose bands hold `bands` (3,) everywhere; zeros (3,): the zero baseline."""
     levels = np.asarray(bands, dtype=np.float32)
     if levels.ndim != 1 or len(shape) != 4 or levels.shape[0] != shape[1]:
         raise ModelError(f"a constant baseline wants one value a band, not {levels.shape} for images {shape}")
@@ -93,8 +92,8 @@ class LinearFit:
         if sar.shape[0] != eo.shape[0] or sar.shape[2:] != eo.shape[2:]:
             raise ModelError(f"SAR {sar.shape} and EO {eo.shape} are not of the same pixels")
         keep = valid & np.isfinite(sar).all(axis=1)
-        x = np.moveaxis(sar, 1, -1)[keep].astype(np.float64) - _CENTRE_SAR
-        y = np.moveaxis(eo, 1, -1)[keep].astype(np.float64) - _CENTRE_EO
+        x = np.moveaxis(sar, 1, -1)[keep].astype(np.float64) - _CENTRE
+        y = np.moveaxis(eo, 1, -1)[keep].astype(np.float64)
         columns = [*x.T, np.ones(len(x))]
         self.count += len(x)
         self.xx = self.xx + np.array([[np.sum(a * b) for b in columns] for a in columns])
@@ -122,7 +121,7 @@ class LinearFit:
         slope = np.linalg.pinv(cov_xx, rcond=1e-10, hermitian=True) @ cov_xy
         if np.trace(cov_xx) < 1e-9:  # dB^2: nothing but rounding, on which a slope would blow up
             slope = np.zeros_like(slope)
-        offset = mean_y + _CENTRE_EO - (mean_x + _CENTRE_SAR) @ slope
+        offset = mean_y - (mean_x + _CENTRE) @ slope
         return LinearModel(np.vstack([slope, offset]))
 
 
@@ -133,7 +132,8 @@ def _check_sar(sar: Array) -> None:
 
 def _check_eo(eo: Array, valid: Array) -> None:
     if eo.ndim != 4 or eo.shape[1] != 3 or valid.shape != (eo.shape[0], *eo.shape[2:]) or valid.dtype != np.bool_:
-        raise ModelError(f"EO must be (N, 3, H, W) with a bool mask (N, H, W), not {eo.shape}, {valid.dtype} {valid.shape}")
+        found = f"{eo.shape}, {valid.dtype} {valid.shape}"
+        raise ModelError(f"EO must be (N, 3, H, W) with a bool mask (N, H, W), not {found}")
     bad = ~np.isfinite(eo).all(axis=1) & valid
     if bad.any():
         n, row, col = (int(i) for i in np.argwhere(bad)[0])

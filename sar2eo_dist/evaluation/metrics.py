@@ -1,9 +1,10 @@
 """Image metrics of predicted against true optical images, where both have data.
 
 MAE, RMSE and PSNR are over the valid pixels of all bands. SSIM follows Wang et al. 2004 (IEEE TIP 13(4) 600) with the
-usual 11 x 11 Gaussian window (sigma 1.5, K1 0.01, K2 0.03, biased moments): the mean over bands and positions, border
-windows left out, which on fully valid images is what torchmetrics and scikit-image compute. Every image is reduced by
-itself in float64, so a figure does not depend on the batch, the thread count or the worker that computed it.
+usual 11 x 11 Gaussian window (sigma 1.5, K1 0.01, K2 0.03, biased moments), images reflected at their border: the mean
+over bands and valid pixels. On fully valid images that is torchmetrics' figure; scikit-image leaves the outer
+5 pixels of the same map out of the mean. Every image is reduced by itself in float64, so that a figure does not depend
+on the batch, the thread count or the worker that computed it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def image_metrics(pred: Array, true: Array, valid: Array, data_range: float) -> 
     valid       (N, H, W) bool: pixels that count. What the others hold, NaN included, has no influence
     data_range  span of the possible values in those units (for PSNR and SSIM), > 0
     Returns {"mae", "rmse" (units of the input), "psnr" (dB; inf where equal), "ssim" (-1..1)}, each (N,) float64. NaN
-    stands for "nothing to measure": all four where an image has no valid pixel, SSIM where no window centre is valid.
+    stands for "nothing to measure": all four where an image has no valid pixel, SSIM where a side is under 6 pixels.
     Raises ModelError: shapes or dtypes that do not fit, data_range <= 0, a valid pixel that is not finite.
     """
     _check(pred, true, valid, data_range)
@@ -54,7 +55,8 @@ def image_metrics(pred: Array, true: Array, valid: Array, data_range: float) -> 
 def _check(pred: Array, true: Array, valid: Array, data_range: float) -> None:
     if pred.ndim != 4 or pred.shape != true.shape or valid.shape != (pred.shape[0], *pred.shape[2:]):
         raise ModelError(
-            f"metrics want pred and true (N, C, H, W) and valid (N, H, W), not {pred.shape}, {true.shape}, {valid.shape}"
+            "metrics want pred and true (N, C, H, W) and valid (N, H, W), "
+            f"not {pred.shape}, {true.shape}, {valid.shape}"
         )
     if valid.dtype != np.bool_:
         raise ModelError(f"metrics want a bool mask, not {valid.dtype}")
@@ -65,8 +67,8 @@ def _check(pred: Array, true: Array, valid: Array, data_range: float) -> None:
             bad = ~np.isfinite(images).all(axis=1) & valid
             if bad.any():
                 n, y, x = (int(i) for i in np.argwhere(bad)[0])
-                value = images[n, :, y, x].tolist()
-                raise ModelError(f"{name}[{n}] is not finite at valid pixel ({y}, {x}): {value}; {int(bad.sum())} in all")
+                found = f"{images[n, :, y, x].tolist()}; {int(bad.sum())} in all"
+                raise ModelError(f"{name}[{n}] is not finite at valid pixel ({y}, {x}): {found}")
         elif not np.issubdtype(images.dtype, np.integer):
             raise ModelError(f"metrics want numbers, {name} is {images.dtype}")
 
@@ -84,18 +86,14 @@ def _one(pred: Array, true: Array, valid: Array, data_range: float) -> tuple[flo
 
 
 def _ssim(p: Floats, t: Floats, valid: Array, data_range: float) -> float:
-    """Mean SSIM over window centres that are valid; p and t hold 0 where they are not.
+    """Mean SSIM over valid pixels; p and t hold 0 where they are not.
 
     Each local moment is taken over the valid pixels of its window, weights renormalised to 1, so that the data's edge
     is not mistaken for structure; on a fully valid image the weights are the plain Gaussian's.
     """
-    r = SSIM_RADIUS
-    if min(valid.shape) <= 2 * r:
+    if min(valid.shape) <= SSIM_RADIUS:  # nothing to reflect
         return np.nan
-    centre = valid[r:-r, r:-r]
-    if not centre.any():
-        return np.nan
-    weight: Floats | float = 1.0 if valid.all() else np.where(centre, _smooth(valid.astype(np.float64)), 1.0)
+    weight: Floats | float = 1.0 if valid.all() else np.where(valid, _smooth(valid.astype(np.float64)), 1.0)
     c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
     means = []
     for a, b in zip(p, t, strict=True):
@@ -105,16 +103,17 @@ def _ssim(p: Floats, t: Floats, valid: Array, data_range: float) -> float:
         vb = np.maximum(_smooth(b * b) / weight - mb * mb, 0)
         cov = _smooth(a * b) / weight - ma * mb
         ssim = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
-        means.append(float(np.mean(ssim[centre])))
+        means.append(float(np.mean(ssim[valid])))
     return float(np.mean(means))
 
 
 def _smooth(image: Floats) -> Floats:
-    """Gaussian window over (H, W), only where it fits: (H - 10, W - 10). Shifted adds: the same bits on any machine."""
+    """Gaussian window over (H, W), reflected at the border. Shifted adds: the same bits on any machine."""
     for axis in (0, 1):
-        size = image.shape[axis] - 2 * SSIM_RADIUS
-        out = np.zeros([size if i == axis else n for i, n in enumerate(image.shape)])
+        padded = np.pad(image, [(SSIM_RADIUS, SSIM_RADIUS) if i == axis else (0, 0) for i in (0, 1)], mode="reflect")
+        size = image.shape[axis]
+        out = np.zeros(image.shape)
         for k, w in enumerate(_WINDOW):
-            out += w * (image[k : k + size] if axis == 0 else image[:, k : k + size])
+            out += w * (padded[k : k + size] if axis == 0 else padded[:, k : k + size])
         image = out
     return image

@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference, point_distance
 from sar2eo_dist.config import CCA, Scaling
 from sar2eo_dist.errors import ConfigError
@@ -42,10 +43,10 @@ def padded_features(net: Extractor, images: npt.NDArray[np.uint8], pack: int) ->
 class ScoreActor:
     """Packs in, the same packs with Frechet scores out (and without pixels)."""
 
-    def __init__(self, cca: CCA, reference: Any) -> None:
+    def __init__(self, cca: CCA, reference: str) -> None:
         self.pack = cca.pack
         self.net = load_extractor(cca)
-        self.reference = Reference.from_bytes(ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference)
+        self.reference = Reference.from_bytes(storage.read_bytes(reference))
         self.reference.check(self.net.name, self.net.preprocessing)
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:

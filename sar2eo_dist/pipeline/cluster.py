@@ -21,9 +21,9 @@ NO_PROGRESS_S = 900
 
 
 def start(cfg: Config) -> None:
-    """Join or start Ray once a process, with token authentication on unless RAY_AUTH_MODE says otherwise."""
+    """Join or start Ray once a process. Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it."""
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = cfg.resources.address or os.environ.get("RAY_ADDRESS", "")
@@ -32,17 +32,19 @@ def start(cfg: Config) -> None:
             options["address"] = address
         else:
             options |= {"address": "local", "include_dashboard": False}
+            # Ray Data's actors trip a harmless C++ error line (ray#53727); failures still reach us as exceptions
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             if cfg.resources.object_store_mb:
                 options["object_store_memory"] = cfg.resources.object_store_mb << 20
             if shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp")).free < 1 << 30:  # noqa: S108
                 raise ConfigError("less than 1 GB free for Ray's session folder; set RAY_TMPDIR to a larger disk")
         ray.init(**options)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True)

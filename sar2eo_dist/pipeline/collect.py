@@ -25,7 +25,6 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.cca import assess, exposure
-from sar2eo_dist.cca.frechet import Reference
 from sar2eo_dist.config import CCA, Config
 from sar2eo_dist.errors import BadInput, ConfigError, StorageError
 from sar2eo_dist.ledger import Entry, Ledger
@@ -75,15 +74,12 @@ def collect(cfg: Config, opts: Options) -> Summary:
         if (u := Unit(STAGE, part[0].key, fingerprint, digest(mark, [r.digest for r in part])))
     }
     units = [u for u, _ in plan.values()]
-    current: list[Reference | None] = []
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
-        if not current:
-            current.append(reference_set(cfg, images, mark))
-        yield from _stream(cfg, [plan[u.id] for u in todo], current[0], attempt)
+        yield from _stream(cfg, [plan[u.id] for u in todo], reference_set(cfg, images, mark), attempt)
 
-    summary = run_stage(cfg, opts, STAGE, units, execute, f"slices of {cfg.cca.slice} tiles")
+    summary = run_stage(cfg, opts, STAGE, units, execute, "slices")
     if opts.dry_run:
         return dataclasses.replace(summary, counts={"tiles": len(refs), "unusable": len(rejected)})
     bad_units = {q["unit"] for q in summary.quarantined}
@@ -94,7 +90,7 @@ def collect(cfg: Config, opts: Options) -> Summary:
 
 
 def _stream(
-    cfg: Config, todo: Sequence[tuple[Unit, list[TileRef]]], reference: Reference | None, attempt: int
+    cfg: Config, todo: Sequence[tuple[Unit, list[TileRef]]], reference: str, attempt: int
 ) -> Iterator[Entry | Failure]:
     """Units through Ray Data; yields a completion as soon as a unit's last pack has arrived."""
     manifest = _write_manifest(cfg, todo)
@@ -102,13 +98,13 @@ def _stream(
     rows = [{"unit": u.id, "group": i, "manifest": manifest} for i, (u, _) in enumerate(todo)]
     readers = TaskPoolStrategy(cfg.resources.readers) if cfg.resources.readers else None
     packs = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Assess(cfg.cca, reference is not None), batch_size=1, batch_format="pyarrow", compute=readers
+        _Assess(cfg.cca, bool(reference)), batch_size=1, batch_format="pyarrow", compute=readers
     )
-    if reference is not None:
+    if reference:
         part = cluster.share(cfg.resources.extractors, cfg.cca.threads, len(rows), cpus, gpus, readers=1.0)
         packs = packs.map_batches(
             ScoreActor,
-            fn_constructor_args=(cfg.cca, ray.put(reference.to_bytes())),
+            fn_constructor_args=(cfg.cca, reference),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),

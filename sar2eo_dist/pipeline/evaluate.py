@@ -22,6 +22,7 @@ from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.evaluation.baselines import LinearFit, LinearModel, MeanImage, constant
 from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
 from sar2eo_dist.ledger import Entry, Ledger
+from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, entries_of, read_summary, run_stage, write_summary
@@ -48,7 +49,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
             f"split.cell_degrees ({cfg.split.cell_degrees:g}), split.val ({cfg.split.val:g}) and split.seed of collect"
         )
     shown = set(_spread(chosen, cfg.evaluate.samples))
-    weights = [storage.sha256(storage.read_bytes(storage.join(b, "bundle.json"))) for b in bundles]
+    weights = [bundle.digest(bundle.read(b)) for b in bundles]
     whole = digest(sharded["digest"], weights)
     fingerprint = cfg.fingerprint(STAGE)
     plan: dict[str, tuple[Unit, Any]] = {}
@@ -113,7 +114,10 @@ class Worker:
             size += sar.nbytes + eo.nbytes + valid.nbytes
             db = decode_db(sar)
             true = self._unit_range(eo, valid)
-            images = dict(zip(("translated", "enhanced"), ((x + 1) / 2 for x in self.chain(db)), strict=False))
+            images = {
+                name: (x + np.float32(1)) / np.float32(2)
+                for name, x in zip(("translated", "enhanced"), self.chain(db), strict=False)
+            }
             compared = images | {
                 "baseline_mean": constant(self.mean, (1, *true.shape))[0],
                 "baseline_zero": np.zeros_like(true),

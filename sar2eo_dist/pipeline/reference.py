@@ -27,11 +27,11 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 def reference_images(cca: CCA) -> list[storage.Info]:
-    """The images of the configured set, in order of URI; none for profile `none`.
+    """The images of the configured set, in order of URI; none for the profiles that have no stage 3.
 
     Raises ConfigError where no set is configured, ReferenceSetError where it holds fewer than 2 images.
     """
-    if cca.profile == "none":
+    if cca.profile != "paper":
         return []
     if not cca.reference:
         raise ConfigError(
@@ -75,20 +75,20 @@ class FeatureActor:
         return out
 
 
-def reference_set(cfg: Config, images: Sequence[storage.Info], mark: str) -> Reference | None:
-    """The Reference of `images`, from the run folder where it was made before; Ray must be up. None without images."""
+def reference_set(cfg: Config, images: Sequence[storage.Info], mark: str) -> str:
+    """URI of the stored Reference of `images`, made now unless the run folder has it; Ray must be up. "" without images."""
     if not images:
-        return None
+        return ""
     unit = Unit("reference", cfg.cca.extractor, cfg.fingerprint("collect"), mark)
     path = f"collect/reference-{unit.id[:12]}.npz"
     ledger = Ledger(cfg.run.out)
-    if unit.id in ledger.done("reference"):
-        return Reference.from_bytes(storage.read_bytes(storage.join(cfg.run.out, path)))
-    begin = time.time()
-    reference = Reference.from_features(*_features(cfg, images))
-    artifact = storage.publish(cfg.run.out, path, reference.to_bytes())
-    ledger.commit(Entry(unit, (artifact,), time.time() - begin, sum(i.size for i in images), 1, {"images": len(images)}))
-    return reference
+    if unit.id not in ledger.done("reference"):
+        begin = time.time()
+        reference = Reference.from_features(*_features(cfg, images))
+        artifact = storage.publish(cfg.run.out, path, reference.to_bytes())
+        size = sum(i.size for i in images)
+        ledger.commit(Entry(unit, (artifact,), time.time() - begin, size, 1, {"images": len(images)}))
+    return storage.absolute(storage.join(cfg.run.out, path))
 
 
 def _features(cfg: Config, images: Sequence[storage.Info]) -> tuple[npt.NDArray[np.float32], str, str]:

@@ -63,7 +63,7 @@ def publish(
 
 def _select(cfg: Config, table: pa.Table, reference: str) -> tuple[pa.Table, Calibration | None]:
     """Stage 3: the threshold over the survivors of stages 1 and 2, and the final reason of every tile."""
-    if cfg.cca.profile == "none":
+    if cfg.cca.profile != "paper":  # no stage 3
         return table, None
     scores = np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
     entered = np.isfinite(scores) & np.asarray(pc.equal(table["reason"], KEPT).to_numpy(zero_copy_only=False))

@@ -23,7 +23,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from sar2eo_dist import shards, storage
+from sar2eo_dist import __version__, shards, storage
 from sar2eo_dist.config import Config, Scaling, Stage
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
@@ -33,7 +33,8 @@ from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
 from sar2eo_dist.records import S1_BANDS, S2_BANDS, Pair, Unit, from_table
 from sar2eo_dist.training import checkpoint as checkpoints
-from sar2eo_dist.training.fit import fit
+from sar2eo_dist.training.enhance import Translated
+from sar2eo_dist.training.fit import fit, seed
 from sar2eo_dist.training.loader import Loader
 
 STAGE = "train"
@@ -139,8 +140,10 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
         result = trainer.fit()
     with result.checkpoint.as_directory() as local:
         net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS)
-        meta = checkpoints.load_net(local, net)
-    history = "".join(json.dumps(line, sort_keys=True) + "\n" for line in meta["history"])
+        final = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)
+        checkpoints.load(local, final)
+        history = checkpoints.read_meta(local)["history"]
+    lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
     info = bundle.BundleInfo(
         model=job.model,
         options=translator(job.model).complete(job.stage.options),
@@ -152,12 +155,13 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
         sar_bands=S1_BANDS,
         eo_bands=S2_BANDS,
         data=str(sharded["digest"]),
+        code=f"sar2eo_dist {__version__}",
         step=job.stage.steps,
     )
     outputs = bundle.save(folder(root, unit.id), net, info)
     relative = folder("", unit.id).lstrip("/")
     outputs = [dataclasses.replace(a, path=storage.join(relative, storage.name(a.path))) for a in outputs]
-    storage.put(storage.join(root, STAGE, job.role, "history.jsonl"), history.encode())
+    storage.put(storage.join(root, STAGE, job.role, "history.jsonl"), lines.encode())
     counts = {f"{job.role} steps": job.stage.steps}
     return Entry(unit, tuple(outputs), time.time() - begin, int(sharded["bytes_out"]), attempt, counts)
 
@@ -169,17 +173,18 @@ def _loop(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.threads)
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    torch.manual_seed(job.seed)
+    seed(job.seed, -1)
     net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS).to(device)
     trainer = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)
-    start, history = 0, []
+    start = 0
+    history: list[dict[str, Any]] = []
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as local:
-            start, meta = checkpoints.load(local, trainer)
-            history = meta["history"]
+            start = checkpoints.load(local, trainer)
+            history = checkpoints.read_meta(local)["history"]
     if world > 1:
         trainer.wrap(torch.nn.parallel.DistributedDataParallel)
-    transform = _translated(job.translator, device) if job.translator else None
+    transform = Translated(bundle.load(job.translator, str(device))[0], str(device)) if job.translator else None
     loader = Loader(shards.PairReader(job.store), job.count, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform)
     clock = {"at": time.monotonic(), "step": start}
 
@@ -201,20 +206,8 @@ def _loop(config: dict[str, Any]) -> None:
             checkpoints.save(local, trainer, step, {"history": history})
             ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(local))
 
-    fit(trainer, loader, start, job.stage.steps, job.seed, job.stage.log_every, on_log, job.stage.checkpoint_every,
-        on_checkpoint, device, rank, world)  # fmt: skip
-
-
-def _translated(uri: str, device: torch.device) -> Any:
-    """The enhancer's input: the frozen translator's image of a whole scaled patch."""
-    net, _ = bundle.load(uri, str(device))
-
-    def apply(source: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            image: torch.Tensor = net(source[None].to(device)).clamp(-1, 1)[0].cpu()
-        return image
-
-    return apply
+    every = job.stage.log_every, job.stage.checkpoint_every
+    fit(trainer, loader, start, job.stage.steps, every[0], on_log, every[1], on_checkpoint, rank, world)
 
 
 def _mean_over_ranks(losses: dict[str, float], world: int, device: torch.device) -> dict[str, float]:

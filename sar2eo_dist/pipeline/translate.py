@@ -16,6 +16,7 @@ from sar2eo_dist import shards, storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
+from sar2eo_dist.models import bundle
 from sar2eo_dist.mosaic import publish
 from sar2eo_dist.mosaic.blend import Blender
 from sar2eo_dist.mosaic.grid import Block, Grid
@@ -59,7 +60,7 @@ def translate(cfg: Config, opts: Options) -> Summary:
     root = storage.absolute(cfg.run.out)
     bundles = [storage.join(root, trained[r]) for r in ("translate", "enhance") if r in trained]
     fingerprint = cfg.fingerprint(STAGE)
-    weights = digest([storage.sha256(storage.read_bytes(storage.join(b, "bundle.json"))) for b in bundles])
+    weights = digest([bundle.digest(bundle.read(b)) for b in bundles])
     plan: dict[str, tuple[Unit, Any]] = {}
     mosaic = plan_mosaic(cfg, weights) if cfg.data.scene else None
     if mosaic:
@@ -151,8 +152,7 @@ def translate_block(
             blender.add(window, chain(db)[-1], seen)
     own = scenes.read_window(scene, block.y, block.x, block.height, block.width)
     valid = validity(own)
-    rgb = to_uint8(blender.result())
-    rgb[:, ~valid] = 0
+    rgb = to_uint8(np.where(valid, blender.result(), np.float32(-1)))
     return rgb, valid, size + own.nbytes
 
 
@@ -174,8 +174,8 @@ def _publish_mosaic(cfg: Config, root: str, mosaic: Mosaic) -> dict[str, str]:
             yield b.y, b.x, to_uint8(scale_sar(db, look)), validity(db)
 
     longest = cfg.translate.quicklook
-    size = (grid.height, grid.width, longest)
-    cogs = [(b, f"cog/{b.key}.tif") for b in blocks]
+    size = (grid.width, grid.height, longest)
+    cogs = [publish.BlockFile(f"cog/{b.key}.tif", b.y, b.x, b.height, b.width) for b in blocks]
     files = {
         "vrt": ("mosaic.vrt", publish.vrt_xml(cogs, grid.crs, grid.transform, grid.width, grid.height).encode()),
         "quicklook": ("quicklook.png", publish.quicklook(translated(), *size)),

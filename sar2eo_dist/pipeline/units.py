@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ class _Rows:
         out = []
         for cell in batch["row"].to_pylist():
             unit, payload, number = pickle.loads(cell)  # noqa: S301 -- written by this run's own driver
-            out.append(pickle.dumps(attempt(unit, lambda u=unit, p=payload, n=number: self.work(u, p, n))))
+            out.append(pickle.dumps(attempt(unit, partial(self.work, unit, payload, number))))
         return {"result": out}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ def batch(seed: int, n: int = 4, size: int = 8) -> tuple[np.ndarray, np.ndarray,
     """SAR in dB with NaN, EO in DN that depends on it, and a mask."""
     rng = np.random.default_rng(seed)
     sar = (rng.normal(0, 3, (n, 2, size, size)) + np.array([-9.0, -16.0])[:, None, None]).astype(np.float32)
-    eo = 600 + 20 * sar[:, :1] - 35 * sar[:, 1:] * np.array([1.0, 0.5, 2.0])[:, None, None] + rng.normal(0, 50, (n, 3, size, size))
+    noise = rng.normal(0, 50, (n, 3, size, size))
+    eo = 600 + 20 * sar[:, :1] - 35 * sar[:, 1:] * np.array([1.0, 0.5, 2.0])[:, None, None] + noise
     valid = rng.random((n, size, size)) < 0.7
     sar[rng.random(sar.shape) < 0.1] = np.nan
     return sar, eo.astype(np.float32), valid
@@ -34,7 +36,8 @@ def test_linear_fit_equals_numpys_least_squares() -> None:
     assert fit.count == keep.sum()
     np.testing.assert_allclose(model.coef, expected, rtol=1e-9)
     predicted = model.predict(sar)
-    assert predicted.dtype == np.float32 and predicted.shape == eo.shape
+    assert predicted.dtype == np.float32
+    assert predicted.shape == eo.shape
     np.testing.assert_allclose(np.moveaxis(predicted, 1, -1)[keep], x @ expected, rtol=1e-5)
     assert np.isnan(predicted[np.broadcast_to(~np.isfinite(sar).all(axis=1)[:, None], eo.shape)]).all()
 
@@ -44,7 +47,7 @@ def test_linear_fit_equals_numpys_least_squares() -> None:
 def test_merging_any_partition_gives_the_same_fit(seed: int, cuts: list[int]) -> None:
     sar, eo, valid = batch(seed)
     edges = [0, *sorted(cuts), 4]
-    parts = [LinearFit().add(sar[a:b], eo[a:b], valid[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [LinearFit().add(sar[a:b], eo[a:b], valid[a:b]) for a, b in itertools.pairwise(edges)]
     merged = functools.reduce(LinearFit.merge, parts, LinearFit())
     whole = LinearFit().add(sar, eo, valid)
     assert merged.count == whole.count
@@ -82,16 +85,21 @@ def test_mean_image_is_exact_in_any_order() -> None:
     rng = np.random.default_rng(3)
     eo = rng.integers(0, 65536, (6, 3, 9, 9)).astype(np.uint16)
     valid = rng.random((6, 9, 9)) < 0.5
-    forward = functools.reduce(MeanImage.merge, [MeanImage().add(eo[i : i + 1], valid[i : i + 1]) for i in range(6)])
-    backward = functools.reduce(MeanImage.merge, [MeanImage().add(eo[i : i + 1], valid[i : i + 1]) for i in range(5, -1, -1)])
+    forward, backward = (
+        functools.reduce(MeanImage.merge, [MeanImage().add(eo[i : i + 1], valid[i : i + 1]) for i in order])
+        for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0])
+    )
     np.testing.assert_array_equal(forward.solve(), backward.solve())
     np.testing.assert_allclose(forward.solve(), np.moveaxis(eo, 1, -1)[valid].mean(axis=0), rtol=1e-12)
 
 
 def test_constant_images() -> None:
     image = constant(np.array([1.5, 2.0, 3.0]), (2, 3, 4, 5))
-    assert image.shape == (2, 3, 4, 5) and image.dtype == np.float32 and image.flags.writeable
-    assert (image[:, 0] == 1.5).all() and (image[1, 2] == 3).all()
+    assert image.shape == (2, 3, 4, 5)
+    assert image.dtype == np.float32
+    assert image.flags.writeable
+    assert (image[:, 0] == 1.5).all()
+    assert (image[1, 2] == 3).all()
     assert not constant(np.zeros(3), (1, 3, 2, 2)).any()
     with pytest.raises(ModelError, match=r"\(2,\) for images \(1, 3, 4, 5\)"):
         constant(np.zeros(2), (1, 3, 4, 5))

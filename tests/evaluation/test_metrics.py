@@ -52,39 +52,37 @@ def test_equal_to_torchmetrics_on_fully_valid_images(torchmetrics_image: Any, to
     ssim = torchmetrics_image.structural_similarity_index_measure(p, t, data_range=top, reduction="none")
     psnr = torchmetrics_image.peak_signal_noise_ratio(p, t, **per_image)
     np.testing.assert_allclose(ours["ssim"], ssim.numpy(), rtol=1e-9)
-    np.testing.assert_allclose(ours["psnr"], psnr.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(ours["psnr"], psnr.numpy(), rtol=1e-7)  # it holds data_range in float32
     np.testing.assert_allclose(ours["rmse"], ((p - t) ** 2).mean((1, 2, 3)).sqrt().numpy(), rtol=1e-12)
     np.testing.assert_allclose(ours["mae"], (p - t).abs().mean((1, 2, 3)).numpy(), rtol=1e-12)
     assert tuple(ours) == NAMES == tuple(LOWER_IS_BETTER)
 
 
-def test_ssim_of_a_mask_is_the_weighted_definition_at_valid_centres() -> None:
-    """Against the definition written out: at each centre, moments over the valid pixels of its 11 x 11 window."""
-    pred, true, valid = images(2, n=1, size=18)
-    valid[0, :9, :7] = False
-    valid[0, 12, 12] = False
+def test_ssim_of_a_mask_is_the_weighted_definition_at_valid_pixels() -> None:
+    """Against the definition written out: at each pixel, moments over the valid pixels of its 11 x 11 window."""
+    pred, true, valid = images(2, n=1, size=12)
+    valid[0, :7, :6] = False
+    valid[0, 9, 9] = False
     g = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     window = np.outer(g, g)
     c1, c2 = 30.0**2, 90.0**2
+    mask = np.pad(valid[0], 5, mode="reflect")
     values = []
     for band in range(3):
-        a, b = pred[0, band].astype(float), true[0, band].astype(float)
-        for y in range(5, 13):
-            for x in range(5, 13):
-                if not valid[0, y, x]:
-                    continue
-                at = np.s_[y - 5 : y + 6, x - 5 : x + 6]
-                w = window * valid[0][at]
-                w /= w.sum()
-                ma, mb = (w * a[at]).sum(), (w * b[at]).sum()
-                va, vb = (w * (a[at] - ma) ** 2).sum(), (w * (b[at] - mb) ** 2).sum()
-                cov = (w * (a[at] - ma) * (b[at] - mb)).sum()
-                values.append((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+        a, b = (np.pad(image[0, band].astype(float), 5, mode="reflect") for image in (pred, true))
+        for y, x in np.argwhere(valid[0]):
+            at = np.s_[y : y + 11, x : x + 11]
+            w = window * mask[at]
+            w /= w.sum()
+            ma, mb = (w * a[at]).sum(), (w * b[at]).sum()
+            va, vb = (w * (a[at] - ma) ** 2).sum(), (w * (b[at] - mb) ** 2).sum()
+            cov = (w * (a[at] - ma) * (b[at] - mb)).sum()
+            values.append((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
     assert image_metrics(pred, true, valid, 3000.0)["ssim"][0] == pytest.approx(np.mean(values), rel=1e-9)
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95), fill=st.sampled_from([np.nan, np.inf, -1e30, 0.0, 65535.0]))
+@given(seed=st.integers(0, 10_000), share=st.floats(0.05, 0.95), fill=st.sampled_from([np.nan, np.inf, -1e30, 0.0]))
 def test_what_invalid_pixels_hold_never_counts(seed: int, share: float, fill: float) -> None:
     pred, true, _ = images(seed, n=2, size=16)
     valid = np.random.default_rng(seed + 1).random((2, 16, 16)) < share
@@ -111,7 +109,9 @@ def test_a_batch_gives_the_figures_of_its_images_one_by_one() -> None:
 def test_equal_images() -> None:
     _, true, valid = images(4)
     out = image_metrics(true, true, valid, 3000.0)
-    assert (out["mae"] == 0).all() and (out["rmse"] == 0).all() and np.isinf(out["psnr"]).all()
+    assert (out["mae"] == 0).all()
+    assert (out["rmse"] == 0).all()
+    assert np.isinf(out["psnr"]).all()
     np.testing.assert_allclose(out["ssim"], 1.0, rtol=1e-9)
 
 
@@ -119,7 +119,8 @@ def test_flat_images_and_integer_images() -> None:
     true = np.full((1, 3, 16, 16), 400, np.uint16)
     pred = np.full((1, 3, 16, 16), 100, np.uint16)  # the difference must not wrap around
     out = image_metrics(pred, true, np.ones((1, 16, 16), bool), 3000.0)
-    assert out["mae"][0] == 300 and out["rmse"][0] == pytest.approx(300)
+    assert out["mae"][0] == 300
+    assert out["rmse"][0] == pytest.approx(300)
     assert out["psnr"][0] == pytest.approx(20.0)
     assert out["ssim"][0] == pytest.approx((2 * 4e4 + 900) / (1e4 + 16e4 + 900))
 
@@ -128,17 +129,18 @@ def test_nothing_to_measure_is_nan() -> None:
     pred, true, valid = images(5, n=3, size=16)
     valid[0] = False
     valid[1] = False
-    valid[1, 0, 0] = True  # a valid pixel, but no window centre
+    valid[1, 0, 0] = True  # one pixel is enough
     out = image_metrics(pred, true, valid, 3000.0)
     assert all(np.isnan(out[m][0]) for m in NAMES)
-    assert np.isfinite(out["mae"][1]) and np.isnan(out["ssim"][1])
-    assert all(np.isfinite(out[m][2]) for m in NAMES)
-    small = image_metrics(pred[:, :, :8, :8], true[:, :, :8, :8], np.ones((3, 8, 8), bool), 3000.0)
-    assert np.isnan(small["ssim"]).all() and np.isfinite(small["psnr"]).all()
+    assert all(np.isfinite(out[m][i]) for m in NAMES for i in (1, 2))
+    small = image_metrics(pred[:, :, :5, :8], true[:, :, :5, :8], np.ones((3, 5, 8), bool), 3000.0)
+    assert np.isnan(small["ssim"]).all()
+    assert np.isfinite(small["psnr"]).all()
 
 
 def test_no_images() -> None:
-    out = image_metrics(np.zeros((0, 3, 8, 8), np.float32), np.zeros((0, 3, 8, 8), np.float32), np.zeros((0, 8, 8), bool), 1.0)
+    none = np.zeros((0, 3, 8, 8), np.float32)
+    out = image_metrics(none, none, np.zeros((0, 8, 8), bool), 1.0)
     assert all(out[m].shape == (0,) for m in NAMES)
 
 

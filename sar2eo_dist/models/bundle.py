@@ -1,0 +1,127 @@
+"""A trained network as one folder or URI: `weights.safetensors` and `bundle.json`. Nothing else is needed to run it.
+
+No pickle is ever read. The bytes are a function of weights and facts alone. The only file of models that uses storage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+from torch import nn
+
+from sar2eo_dist import models, records, storage
+from sar2eo_dist.errors import ModelError
+from sar2eo_dist.models._trainer import load_weights
+from sar2eo_dist.records import Artifact
+
+WEIGHTS, FACTS = "weights.safetensors", "bundle.json"
+FORMAT = 1  # of bundle.json
+
+
+@dataclass(frozen=True, slots=True)
+class BundleInfo:
+    """What a bundle says about itself.
+
+    model: file of `models/`; options: all of them, completed on saving; in_channels, out_channels: of the network.
+    scaling: the config's `scaling` section by which its inputs and targets were made; units ("db" or "linear") and
+    quantity ("sigma0" or "gamma0") of the SAR; sar_bands, eo_bands: in channel order. data: digest of the training
+    data; code: version that trained it; step: steps done; metrics: name -> value (NaN = not measured).
+    weights_sha256: of weights.safetensors, filled in on saving.
+    """
+
+    model: str
+    options: dict[str, Any]
+    in_channels: int
+    out_channels: int
+    scaling: dict[str, Any]
+    units: str
+    quantity: str
+    sar_bands: tuple[str, ...]
+    eo_bands: tuple[str, ...]
+    data: str
+    code: str
+    step: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+
+def save(uri: str, net: nn.Module, info: BundleInfo) -> list[Artifact]:
+    """Publish `net` below `uri`, the facts last: a bundle that has them is complete.
+
+    Paths of the artifacts are relative to `uri`. Raises ModelError: NaN or infinite weights, or a network that
+    `info` does not describe; ConfigError: options that its model does not know.
+    """
+    state = {k: v.detach().to("cpu").contiguous() for k, v in sorted(net.state_dict().items())}
+    bad = [k for k, v in state.items() if not bool(torch.isfinite(v).all())]
+    if bad:
+        raise ModelError(f"{len(bad)} weights are NaN or infinite, first {bad[0]}: not saved: {uri}")
+    info = dataclasses.replace(info, options=models.translator(info.model).complete(info.options))
+    load_weights(_network(info), state, uri)
+    data = bytes_of(state)
+    info = dataclasses.replace(info, weights_sha256=storage.sha256(data))
+    return [storage.publish(uri, WEIGHTS, data), storage.publish(uri, FACTS, _encode(info))]
+
+
+def load(uri: str, device: str = "cpu") -> tuple[nn.Module, BundleInfo]:
+    """The network in eval mode on a device, and its facts.
+
+    Raises NotFound; ModelError: truncated or altered weights, a pickle, keys or shapes that do not fit (all named).
+    """
+    info = read(uri)
+    where = storage.join(uri, WEIGHTS)
+    data = storage.read_bytes(where)
+    if data[:2] == b"PK" or data[:1] == b"\x80":
+        raise ModelError(f"a pickle can run code when it is read: refused, a bundle holds safetensors only: {where}")
+    try:
+        state = tensors_of(data)
+    except (SafetensorError, ValueError) as e:
+        raise ModelError(f"weights are truncated or no safetensors ({len(data)} bytes, {e}): {where}") from e
+    net = _network(info)
+    load_weights(net, state, where)
+    if storage.sha256(data) != info.weights_sha256:
+        raise ModelError(f"weights are not those that {FACTS} describes: sha256 {storage.sha256(data)}: {where}")
+    return net.eval().to(device), info
+
+
+def read(uri: str) -> BundleInfo:
+    """The facts alone. Raises NotFound, or ModelError where `bundle.json` is torn or of another format."""
+    where = storage.join(uri, FACTS)
+    try:
+        tree = json.loads(storage.read_bytes(where))
+        if tree.pop("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        tree["sar_bands"], tree["eo_bands"] = tuple(tree["sar_bands"]), tuple(tree["eo_bands"])
+        tree["metrics"] = {k: math.nan if v is None else float(v) for k, v in tree["metrics"].items()}
+        return BundleInfo(**tree)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ModelError(f"not a bundle description ({type(e).__name__}: {e}): {where}") from e
+
+
+def digest(info: BundleInfo) -> str:
+    """Identity of what a saved bundle computes: weights, network, scaling, bands, units; not metrics or provenance."""
+    tree = dataclasses.asdict(info)
+    return records.digest("bundle", {k: v for k, v in tree.items() if k not in {"metrics", "data", "code", "step"}})
+
+
+def pieces(uri: str) -> Iterator[bytes]:
+    """A weights file piece by piece, for the extractors. Raises NotFound and other storage errors."""
+    return storage.chunks(uri)
+
+
+def _network(info: BundleInfo) -> nn.Module:
+    return models.translator(info.model).build(info.options, info.in_channels, info.out_channels)
+
+
+def _encode(info: BundleInfo) -> bytes:
+    tree: Mapping[str, Any] = {"format": FORMAT, **dataclasses.asdict(info)}
+    metrics = {k: v if math.isfinite(v) else None for k, v in info.metrics.items()}
+    return (json.dumps({**tree, "metrics": metrics}, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -1,0 +1,294 @@
+"""Restormer (Zamir et al., CVPR 2022, arXiv 2111.09881), an independent implementation from the paper.
+
+Argument names and state-dict keys are the published ones, so that weights fit. As a translator (the enhancer, EO -> EO)
+it works on images in [-1, 1]; the network inside works in [0, 1], as published.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sar2eo_dist.errors import ModelError
+from sar2eo_dist.models import losses
+from sar2eo_dist.models._image import check, pad
+from sar2eo_dist.models._options import complete as _complete
+from sar2eo_dist.models._options import require, resolve
+from sar2eo_dist.models._trainer import BaseTrainer, finite
+
+NORMS = ("WithBias", "BiasFree")
+EPS = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of `build` and `Trainer`; names and defaults are the published ones where there are any.
+
+    dim .. LayerNorm_type: network. weight_decay: AdamW. clip: largest gradient norm (0 = no clipping). hold: share of
+    the steps at the full rate, followed by half a cosine down to lr * lr_end.
+    """
+
+    preset: str = "paper"
+    dim: int = 48
+    num_blocks: tuple[int, ...] = (4, 6, 6, 8)
+    num_refinement_blocks: int = 4
+    heads: tuple[int, ...] = (1, 2, 4, 8)
+    ffn_expansion_factor: float = 2.66
+    bias: bool = False
+    LayerNorm_type: str = "WithBias"
+    weight_decay: float = 1e-4
+    clip: float = 0.01
+    hold: float = 92 / 300
+    lr_end: float = 1 / 300
+
+    def __post_init__(self) -> None:
+        kinds, widths = self.LayerNorm_type, [self.dim * 2**i for i in range(4)]
+        require(kinds in NORMS, f"restormer: LayerNorm_type must be one of {NORMS}, not {kinds!r}")
+        require(self.dim >= 2 and self.dim % 2 == 0, f"restormer: dim must be even and >= 2, not {self.dim}")
+        counts = len(self.num_blocks) == 4 and min(self.num_blocks) >= 0
+        require(counts, f"restormer: num_blocks must be 4 counts, not {self.num_blocks}")
+        fits = len(self.heads) == 4 and all(h >= 1 and w % h == 0 for h, w in zip(self.heads, widths, strict=True))
+        require(fits, f"restormer: heads must be 4 divisors of {widths}, not {self.heads}")
+        wide = self.ffn_expansion_factor * self.dim >= 1
+        require(wide, f"restormer: ffn_expansion_factor {self.ffn_expansion_factor} leaves no hidden channel")
+        for name in ("num_refinement_blocks", "weight_decay", "clip"):
+            require(getattr(self, name) >= 0, f"restormer: {name} must be >= 0, not {getattr(self, name)}")
+        for name in ("hold", "lr_end"):
+            require(0 <= getattr(self, name) <= 1, f"restormer: {name} must lie in 0..1, not {getattr(self, name)}")
+
+
+#: `tiny`: 16.4 kMAC a pixel for 3 -> 3 bands, for tests and the demo
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "tiny": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 0},
+}
+
+
+class LayerNorm(nn.Module):
+    """Per pixel over channels, biased variance. Keys `body.weight` and, WithBias, `body.bias`.
+
+    BiasFree divides by the standard deviation about the mean without subtracting the mean: it is not an RMS norm.
+    """
+
+    def __init__(self, dim: int, kind: str) -> None:
+        super().__init__()
+        self.body = nn.ParameterDict({"weight": torch.ones(dim)})
+        if kind == "WithBias":
+            self.body["bias"] = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + EPS) * self.body["weight"].view(1, -1, 1, 1)
+        if "bias" not in self.body:
+            return x * scale  # type: ignore[no-any-return]
+        return (x - mean) * scale + self.body["bias"].view(1, -1, 1, 1)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """MDTA: attention between channels, (C/h x C/h) a head, from q and k of unit length along the pixels."""
+
+    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(dim, dim * 3, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(dim * 3, dim * 3, 3, padding=1, groups=dim * 3, bias=bias)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        qkv = self.qkv_dwconv(self.qkv(x)).reshape(n, 3, self.num_heads, c // self.num_heads, h * w)
+        q, k, v = qkv.unbind(1)  # (N, heads, C/heads, H W) each
+        scores = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
+        mixed = scores.softmax(dim=-1) @ v
+        return self.project_out(mixed.reshape(n, c, h, w))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """GDFN: exact GELU of one half gates the other."""
+
+    def __init__(self, dim: int, ffn_expansion_factor: float, bias: bool) -> None:
+        super().__init__()
+        hidden = int(dim * ffn_expansion_factor)
+        self.project_in = nn.Conv2d(dim, hidden * 2, 1, bias=bias)
+        self.dwconv = nn.Conv2d(hidden * 2, hidden * 2, 3, padding=1, groups=hidden * 2, bias=bias)
+        self.project_out = nn.Conv2d(hidden, dim, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.dwconv(self.project_in(x)).chunk(2, dim=1)
+        return self.project_out(functional.gelu(gate) * value)  # type: ignore[no-any-return]
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, expansion: float, bias: bool, norm: str) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, norm)
+        self.attn = Attention(dim, heads, bias)
+        self.norm2 = LayerNorm(dim, norm)
+        self.ffn = FeedForward(dim, expansion, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class _Body(nn.Module):
+    """A module whose only child is `body`, or `proj`: that is how the published keys are nested."""
+
+    def __init__(self, **child: nn.Module) -> None:
+        super().__init__()
+        (self.child,) = child
+        self.add_module(self.child, child[self.child])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.child)(x)  # type: ignore[no-any-return]
+
+
+def _down(dim: int) -> nn.Module:
+    return _Body(body=nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2)))
+
+
+def _up(dim: int) -> nn.Module:
+    return _Body(body=nn.Sequential(nn.Conv2d(dim, dim * 2, 3, padding=1, bias=False), nn.PixelShuffle(2)))
+
+
+class Restormer(nn.Module):
+    """(N, inp_channels, H, W) in [0, 1] to (N, out_channels, H, W), about [0, 1], not clamped. H, W multiples of 8.
+
+    The input image is added to the output, so the channel counts must agree, unless `dual_pixel_task`: then a 1x1 conv
+    of the embedding is added before the last conv instead. Raises ConfigError where they do not agree.
+    """
+
+    def __init__(
+        self,
+        inp_channels: int = 3,
+        out_channels: int = 3,
+        dim: int = 48,
+        num_blocks: Sequence[int] = (4, 6, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.66,
+        bias: bool = False,
+        LayerNorm_type: str = "WithBias",
+        dual_pixel_task: bool = False,
+    ) -> None:
+        super().__init__()
+        same = inp_channels == out_channels or dual_pixel_task
+        require(same, f"Restormer adds {inp_channels} input to {out_channels} output bands: set dual_pixel_task")
+        require(LayerNorm_type in NORMS, f"LayerNorm_type must be one of {NORMS}, not {LayerNorm_type!r}")
+
+        def level(width: int, count: int, head: int) -> nn.Sequential:
+            block = (width, head, ffn_expansion_factor, bias, LayerNorm_type)
+            return nn.Sequential(*(TransformerBlock(*block) for _ in range(count)))
+
+        d, n, h = dim, num_blocks, heads
+        self.dual_pixel_task = dual_pixel_task
+        self.patch_embed = _Body(proj=nn.Conv2d(inp_channels, d, 3, padding=1, bias=False))
+        self.encoder_level1 = level(d, n[0], h[0])
+        self.down1_2 = _down(d)
+        self.encoder_level2 = level(2 * d, n[1], h[1])
+        self.down2_3 = _down(2 * d)
+        self.encoder_level3 = level(4 * d, n[2], h[2])
+        self.down3_4 = _down(4 * d)
+        self.latent = level(8 * d, n[3], h[3])
+        self.up4_3 = _up(8 * d)
+        self.reduce_chan_level3 = nn.Conv2d(8 * d, 4 * d, 1, bias=bias)
+        self.decoder_level3 = level(4 * d, n[2], h[2])
+        self.up3_2 = _up(4 * d)
+        self.reduce_chan_level2 = nn.Conv2d(4 * d, 2 * d, 1, bias=bias)
+        self.decoder_level2 = level(2 * d, n[1], h[1])
+        self.up2_1 = _up(2 * d)
+        # no reduction at level 1: the decoder and the refinement run at twice the width, with the heads of level 1
+        self.decoder_level1 = level(2 * d, n[0], h[0])
+        self.refinement = level(2 * d, num_refinement_blocks, h[0])
+        if dual_pixel_task:
+            self.skip_conv = nn.Conv2d(d, 2 * d, 1, bias=bias)
+        self.output = nn.Conv2d(2 * d, out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        embedded = self.patch_embed(image)
+        one = self.encoder_level1(embedded)
+        two = self.encoder_level2(self.down1_2(one))
+        three = self.encoder_level3(self.down2_3(two))
+        x = self.latent(self.down3_4(three))
+        x = self.decoder_level3(self.reduce_chan_level3(torch.cat((self.up4_3(x), three), 1)))
+        x = self.decoder_level2(self.reduce_chan_level2(torch.cat((self.up3_2(x), two), 1)))
+        x = self.refinement(self.decoder_level1(torch.cat((self.up2_1(x), one), 1)))
+        if self.dual_pixel_task:
+            return self.output(x + self.skip_conv(embedded))  # type: ignore[no-any-return]
+        return self.output(x) + image  # type: ignore[no-any-return]
+
+
+class Enhancer(Restormer):
+    """Restormer under the contract `models.Network`: [-1, 1] on both sides, any size, the published keys.
+
+    With unequal band counts it takes the dual-pixel form, which needs no image to add. In eval mode the output is
+    clamped to [-1, 1], as the published inference clamps to [0, 1]; in train mode it is not, or gradients would die.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, o: Options) -> None:
+        super().__init__(
+            in_channels, out_channels, o.dim, o.num_blocks, o.num_refinement_blocks, o.heads, o.ffn_expansion_factor,
+            o.bias, o.LayerNorm_type, dual_pixel_task=in_channels != out_channels,
+        )  # fmt: skip
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.multiple = self.minimum = 8
+
+    def forward(self, image: Tensor) -> Tensor:
+        check(image, self.in_channels, self.minimum, "Restormer")
+        y = super().forward(pad(image, self.multiple) * 0.5 + 0.5) * 2.0 - 1.0
+        y = y[:, :, : image.shape[2], : image.shape[3]]
+        return y if self.training else y.clamp(-1.0, 1.0)
+
+
+def _resolve(options: Mapping[str, Any]) -> Options:
+    return resolve(Options, PRESETS, options, "restormer")
+
+
+def build(options: Mapping[str, Any], in_channels: int, out_channels: int) -> nn.Module:
+    """See `models.Translator.build`."""
+    return Enhancer(in_channels, out_channels, _resolve(options))
+
+
+def complete(options: Mapping[str, Any]) -> dict[str, Any]:
+    """See `models.Translator.complete`."""
+    return _complete(_resolve(options))
+
+
+class Trainer(BaseTrainer):
+    """Network `G`; AdamW, L1 loss in units of [0, 1], clipped gradient norm; see `models.Trainer`.
+
+    Losses: l1, and grad_norm, the norm of the gradient before clipping (this rank's view after DDP's average).
+    """
+
+    def __init__(self, net: nn.Module, options: Mapping[str, Any], lr: float, steps: int) -> None:
+        self.options = o = _resolve(options)
+        self.lr, self.steps = lr, steps
+        adam = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=o.weight_decay)
+        super().__init__({"G": net}, {"G": adam})
+
+    def learning_rate(self, index: int) -> float:
+        """lr for `hold` of the steps, then half a cosine down to lr * lr_end."""
+        constant = int(self.steps * self.options.hold)
+        x = max(0, index - constant) / max(1, self.steps - constant)
+        low = self.lr * self.options.lr_end
+        return low + (self.lr - low) * 0.5 * (1.0 + math.cos(math.pi * x))
+
+    def step(self, index: int, source: Tensor, target: Tensor, valid: Tensor) -> dict[str, float]:
+        self.set_learning_rate(index)
+        parts = {"l1": 0.5 * losses.l1(self.running["G"](source), target, valid)}
+        values = finite(parts, index)
+        optimiser, weights = self.optimisers["G"], list(self.networks["G"].parameters())
+        optimiser.zero_grad(set_to_none=True)
+        parts["l1"].backward()  # type: ignore[no-untyped-call]
+        norm = float(nn.utils.clip_grad_norm_(weights, self.options.clip or math.inf))
+        if not math.isfinite(norm):
+            raise ModelError(f"step {index}: grad_norm = {norm}: resume with a lower learning rate")
+        optimiser.step()
+        return {**values, "grad_norm": norm}

@@ -1,0 +1,127 @@
+"""Example tiles by reason, and side-by-side samples: what the decisions and the translations look like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sar2eo_dist.records import KEPT, REASONS, Verdict
+from sar2eo_dist.report import facts
+from sar2eo_dist.report.images import Album, Picture
+from sar2eo_dist.report.load import Run, as_number, verdicts_of
+from sar2eo_dist.report.text import day_gap, known, number, percent, redact
+
+EACH = 6  # tiles shown for a reason
+LABELS = {"sar": "SAR", "translated": "Translated", "enhanced": "Enhanced", "true": "True"}
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """One tile: picture (or why there is none), its key, its day, and what was measured that decided."""
+
+    key: str
+    date: str
+    measured: str
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The examples of one reason ("" = kept). limit: what a tile had to pass; count: all tiles of that reason."""
+
+    reason: str
+    meaning: str
+    limit: str
+    count: int
+    thumbs: tuple[Thumb, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One image of a sample; mae None where there is none to give; best among the models' images."""
+
+    label: str
+    picture: Picture
+    mae: float | None
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    sar_key: str
+    eo_key: str
+    gap: str
+    images: tuple[Shown, ...]
+
+
+def groups(run: Run, album: Album) -> list[Group]:
+    """Up to EACH optical tiles of every reason, kept ones first: the same ones for the same verdicts."""
+    chosen = facts.keys_by_reason(run, EACH)
+    totals: dict[str, int] = {}
+    for part in facts.intake(run):
+        if part.sensor == "s2":
+            totals = {KEPT: part.kept} | {r.name: r.count for r in part.dropped}
+    found = verdicts_of(run, [k for keys in chosen.values() for k in keys])
+    out = []
+    for reason, keys in chosen.items():
+        meaning = "nothing rejects them" if reason == KEPT else REASONS.get(reason, "")
+        thumbs = tuple(_thumb(album, found[k]) for k in keys if k in found)
+        out.append(Group(reason, meaning, _limit(run, reason), totals.get(reason, len(keys)), thumbs))
+    return out
+
+
+def _thumb(album: Album, v: Verdict) -> Thumb:
+    if v.reason in {"unreadable", "missing_band", "wrong_shape", "wrong_dtype"}:  # known: not read again
+        picture = Picture(missing=redact(v.detail or v.reason))
+    else:
+        picture = album.tile(v.ref)
+    return Thumb(v.key, str(v.date), _measured(v), picture)
+
+
+def _measured(v: Verdict) -> str:
+    """The number that decided."""
+    deciding: dict[str, tuple[str, float, Callable[[float], str]]] = {
+        "qa60": ("QA60", v.qa60_fraction, percent),
+        "dark": ("dark", v.dark_fraction, percent),
+        "all_nodata": ("valid", v.valid_fraction, percent),
+        "alpha": ("DN", v.max_dn, number),
+        "brightness": ("V", v.brightness, number),
+        "frechet": ("score", v.score, number),
+        KEPT: ("score", v.score, number),
+    }
+    label, value, say = deciding.get(v.reason, ("", math.nan, number))
+    return f"{label} {say(value)}" if known(value) else ""
+
+
+def _limit(run: Run, reason: str) -> str:
+    """What that number had to pass, where config or calibration tell it."""
+    if reason == "frechet":
+        return f"threshold {number(run.calibration.threshold)}" if run.calibration else ""
+    name, label = {"alpha": ("alpha", "limit DN"), "brightness": ("brightness_min", "limit V")}.get(reason, ("", ""))
+    value = as_number(run.setting(f"cca.{name}"))
+    return f"{label} {number(value, 4)}" if value is not None else ""
+
+
+def samples(run: Run, album: Album) -> list[Sample]:
+    """Side-by-side images as `evaluate` chose them, in the fixed order SAR, translated, enhanced, true."""
+    out = []
+    for item in run.samples:
+        errors: Any = item.get("mae")
+        mae = {k: as_number(v) for k, v in errors.items()} if isinstance(errors, dict) else {}
+        names: list[str] = [n for n in LABELS if n in item["images"]] + sorted(set(item["images"]) - set(LABELS))
+        figures = [m for n in names if (m := mae.get(n)) is not None and known(m)]
+        best = min(figures) if len(figures) > 1 else None
+        images = tuple(
+            Shown(
+                label=LABELS.get(n, n),
+                picture=album.file(str(item["images"][n]), 256, 90),
+                mae=mae.get(n),
+                best=best is not None and mae.get(n) == best,
+            )
+            for n in names
+        )
+        gap = day_gap(as_number(item.get("days")))
+        out.append(Sample(str(item.get("sar_key", "")), str(item.get("eo_key", "")), gap, images))
+    return out

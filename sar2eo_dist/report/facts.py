@@ -1,0 +1,232 @@
+"""The numbers of the page: counts by reason, scores, day differences, the metrics table. Values in, values out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sar2eo_dist.records import KEPT, REASONS, S2
+from sar2eo_dist.report.load import STAGES, Run
+from sar2eo_dist.report.text import known, number, percent
+
+SENSORS = {"s2": "Sentinel-2 (optical)", "s1": "Sentinel-1 (radar)"}
+SPLITS = ("train", "val", "test", "guard")
+METRICS = ("mae", "rmse", "psnr", "ssim")
+DN_SPAN = 3000  # of the fixed scaling: DN 0..3000 is 0..1
+HIGHER = frozenset({"psnr", "ssim"})
+METHODS = {
+    "translated": "Translated",
+    "enhanced": "Enhanced",
+    "baseline_linear": "Baseline: linear fit to VV, VH",
+    "baseline_mean": "Baseline: mean image",
+    "baseline_zero": "Baseline: all zero",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """How many tiles of a sensor met one end. share: of all that were listed."""
+
+    name: str
+    meaning: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What was listed of one sensor and what became of it: `dropped` in the order in which tiles meet the reasons."""
+
+    sensor: str
+    label: str
+    listed: int
+    kept: int
+    dropped: tuple[Reason, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric of one method: mean and median over `n` pairs, best of its table by the mean."""
+
+    mean: float
+    median: float
+    n: int
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    method: str
+    label: str
+    baseline: bool
+    n: int
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The metrics of one split. verdict: what they say, in a sentence; uneven: methods cover different pairs."""
+
+    split: str
+    pairs: int
+    rows: tuple[Row, ...]
+    verdict: str
+    uneven: bool
+
+
+def overall(run: Run) -> str:
+    """Status of the whole: failed, partial, complete, or unfinished where a verb of the chain has not run."""
+    statuses = {s.status for s in run.stages.values()}
+    for status in ("failed", "partial"):
+        if status in statuses:
+            return status
+    wanted = set(expected(run))
+    return "complete" if wanted <= set(run.stages) and statuses <= {"complete"} else "unfinished"
+
+
+def expected(run: Run) -> list[str]:
+    """The verbs of this run in order; the synthetic world is made only where the config asks for it."""
+    return [s for s in STAGES if s != "synthesise" or s in run.stages or run.setting("synthetic.enabled") is True]
+
+
+def intake(run: Run) -> list[Intake]:
+    """Counts by sensor and reason, the inputs that never became a tile included."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for table in (run.verdicts, run.rejected):
+        if table is not None and len(table):
+            groups = table.group_by(["sensor", "reason"]).aggregate([([], "count_all")]).to_pylist()
+            counts.update({(str(g["sensor"]), str(g["reason"])): int(g["count_all"]) for g in groups})
+    order = list(REASONS)
+    out = []
+    for sensor in sorted({s for s, _ in counts}, reverse=True):
+        here = {r: n for (s, r), n in counts.items() if s == sensor}
+        listed = sum(here.values())
+        names = sorted((r for r in here if r != KEPT), key=lambda r: (order.index(r) if r in order else len(order), r))
+        dropped = tuple(Reason(r, REASONS.get(r, ""), here[r], here[r] / listed) for r in names)
+        out.append(Intake(sensor, SENSORS.get(sensor, sensor), listed, here.get(KEPT, 0), dropped))
+    return out
+
+
+def keys_by_reason(run: Run, each: int) -> dict[str, list[str]]:
+    """Optical tiles to show: up to `each` keys a reason, evenly spaced in key order; the kept ones ("") first."""
+    if run.verdicts is None:
+        return {}
+    table = run.verdicts.filter(pc.equal(run.verdicts["sensor"], S2)).sort_by("key")
+    found = set(table["reason"].unique().to_pylist())
+    out = {}
+    for reason in [KEPT, *REASONS, *sorted(found - set(REASONS) - {KEPT})]:
+        if reason in found:
+            out[reason] = spaced(table.filter(pc.equal(table["reason"], reason))["key"].to_pylist(), each)
+    return out
+
+
+def spaced(items: list[Any], n: int) -> list[Any]:
+    """At most n items, evenly spaced, first and last among them."""
+    if len(items) <= n:
+        return items
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)] if n > 1 else items[:n]
+
+
+def scores(run: Run) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], str]:
+    """(scores that stage 3 decided on, kept or not, their name); empty where nothing was scored."""
+    empty = np.zeros(0), np.zeros(0, bool), ""
+    if run.verdicts is None:
+        return empty
+    table = run.verdicts.filter(pc.is_in(run.verdicts["reason"], pa.array([KEPT, "frechet"])))
+    table = table.filter(pc.is_finite(table["score"]))
+    if not len(table):
+        return empty
+    kept = np.asarray(pc.equal(table["reason"], KEPT).to_numpy(zero_copy_only=False), bool)
+    names = sorted({str(n) for n in table["score_name"].unique().to_pylist()})
+    return np.asarray(table["score"].to_numpy(), np.float64), kept, ", ".join(names)
+
+
+def days(run: Run) -> dict[str, Counter[int]]:
+    """split -> day difference -> pairs."""
+    out: dict[str, Counter[int]] = {}
+    if run.pairs is not None:
+        for split, gap in zip(run.pairs["split"].to_pylist(), run.pairs["days"].to_pylist(), strict=True):
+            out.setdefault(str(split), Counter())[int(gap)] += 1
+    order = {s: i for i, s in enumerate(SPLITS)}
+    return dict(sorted(out.items(), key=lambda kv: (order.get(kv[0], len(order)), kv[0])))
+
+
+def scale(run: Run) -> float | None:
+    """DN that 1.0 of MAE and RMSE stands for: 3000 with the fixed scaling of EO, None with an image's own range."""
+    return float(DN_SPAN) if run.setting("scaling.eo") == "fixed" else None
+
+
+def tables(run: Run) -> list[Table]:
+    """One table a split, models first, then baselines."""
+    if run.metrics is None:
+        return []
+    columns = {name: run.metrics[name].to_pylist() for name in ("split", "method", "sar_key", "eo_key")}
+    values = {m: np.asarray(run.metrics[m].to_numpy(zero_copy_only=False), np.float64) for m in METRICS}
+    rows = list(zip(*columns.values(), strict=True))
+    order = {s: i for i, s in enumerate(("val", "test", "train"))}
+    splits = sorted({r[0] for r in rows}, key=lambda s: (order.get(s, len(order)), s))
+    return [_table(run, split, rows, values) for split in splits]
+
+
+def _table(run: Run, split: str, rows: list[tuple[Any, ...]], values: dict[str, npt.NDArray[np.float64]]) -> Table:
+    index: dict[str, list[int]] = {}
+    pairs: dict[str, set[tuple[str, str]]] = {}
+    for i, (s, method, sar, eo) in enumerate(rows):
+        if s == split:
+            index.setdefault(method, []).append(i)
+            pairs.setdefault(method, set()).add((sar, eo))
+    names = [m for m in METHODS if m in index] + sorted(m for m in index if m not in METHODS)
+    cells = {m: {k: _cell(values[k][index[m]]) for k in METRICS} for m in names}
+    for k in METRICS:
+        sign = -1 if k in HIGHER else 1
+        ranked = [m for m in names if known(cells[m][k].mean)]
+        best = min((sign * cells[m][k].mean for m in ranked), default=math.nan)
+        for m in ranked:
+            c = cells[m][k]
+            cells[m][k] = Cell(c.mean, c.median, c.n, sign * c.mean == best)
+    made = tuple(Row(m, _label(run, m), m.startswith("baseline_"), len(index[m]), cells[m]) for m in names)
+    everything = set(itertools.chain.from_iterable(pairs.values()))
+    short = any(c.n < len(everything) for r in made for k, c in r.cells.items() if k != "ssim")
+    return Table(split, len(everything), made, _verdict(made, scale(run)), short)
+
+
+def _cell(values: npt.NDArray[np.float64]) -> Cell:
+    """NaN (nothing to measure) is left out and `n` says so; infinity (a perfect PSNR) stays."""
+    v = values[~np.isnan(values)]
+    if not v.size:
+        return Cell(math.nan, math.nan, 0, False)
+    return Cell(float(np.mean(v)), float(np.median(v)), int(v.size), False)
+
+
+def _label(run: Run, method: str) -> str:
+    network = {"translated": run.setting("train.translator"), "enhanced": run.setting("train.enhancer")}.get(method)
+    label = METHODS.get(method, method)
+    return f"{label} ({network})" if network else label
+
+
+def _verdict(rows: tuple[Row, ...], dn: float | None) -> str:
+    """Does the best model beat the best trivial predictor? Said either way."""
+    measured = [r for r in rows if known(r.cells["mae"].mean)]
+    models, trivial = [r for r in measured if not r.baseline], [r for r in measured if r.baseline]
+    if not models or not trivial:
+        return ""
+    model = min(models, key=lambda r: r.cells["mae"].mean)
+    base = min(trivial, key=lambda r: r.cells["mae"].mean)
+    a, b = model.cells["mae"].mean, base.cells["mae"].mean
+    name = base.label.removeprefix("Baseline: ")
+    text = f"{model.label}: mean MAE {number(a)}" + (f" ({number(a * dn)} DN)" if dn else "")
+    against = f"the best baseline ({name}, {number(b)})"
+    if a < b:
+        return f"{text}, {percent(1 - a / b)} below {against}."
+    if a == b:
+        return f"{text}, the same as {against}: nothing is gained over it."
+    more = f"{percent(a / b - 1)} above" if b > 0 else "above"
+    return f"{text}, {more} {against}: by this measure the model knows no more than a trivial predictor."

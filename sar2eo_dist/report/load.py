@@ -1,0 +1,227 @@
+"""What lies in a run folder, read as far as it is there: a missing part is None, a broken one is a named problem."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from sar2eo_dist import storage
+from sar2eo_dist.errors import NotFound
+from sar2eo_dist.records import Calibration, Verdict, from_table
+from sar2eo_dist.report.text import redact
+
+STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate")
+ROLES = ("translate", "enhance")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A unit that kept failing, with its reason in words."""
+
+    stage: str
+    unit: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`<stage>/summary.json`. seconds: wall time of the last invocation; work: summed over its units, whenever they
+    ran (None where the summary does not say). Unknown numbers are None."""
+
+    name: str
+    status: str
+    planned: float | None
+    done: float | None
+    resumed: float | None
+    quarantined: tuple[Quarantined, ...]
+    seconds: float | None
+    work: float | None
+    bytes_in: float | None
+    bytes_out: float | None
+    started: str
+    ended: str
+    machine: dict[str, str]
+    counts: dict[str, float]
+    outputs: dict[str, str]
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything the page is made of. Tables hold the columns named in `_COLUMNS`; problems: path -> what is wrong."""
+
+    uri: str
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    verdicts: pa.Table | None = None
+    rejected: pa.Table | None = None
+    pairs: pa.Table | None = None
+    metrics: pa.Table | None = None
+    calibration: Calibration | None = None
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """A value of the resolved config by its dotted name, or `default` where there is none."""
+        node: Any = self.config
+        for part in name.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+    def problems_of(self, *prefixes: str) -> dict[str, str]:
+        """Problems of the parts below any of these paths."""
+        return {p: text for p, text in self.problems.items() if p.startswith(prefixes)}
+
+
+#: the columns that the page needs: the rest of a table of millions of rows is not fetched
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "collect/verdicts.parquet": ("key", "sensor", "reason", "score", "score_name"),
+    "collect/rejected.parquet": ("sensor", "uri", "reason", "detail"),
+    "collect/pairs.parquet": ("days", "split"),
+    "evaluate/metrics.parquet": ("sar_key", "eo_key", "split", "days", "method", "mae", "rmse", "psnr", "ssim"),
+}
+
+
+def load(uri: str) -> Run:
+    """Read a run folder (any fsspec URI).
+
+    Raises AccessDenied or Unavailable where the store itself refuses: that is not "not run yet".
+    """
+    run = Run(uri)
+    run.config_text = _part(run, "config.yaml", lambda b: redact(b.decode())) or ""
+    run.config = _part(run, "config.yaml", _config) or {}
+    for stage in STAGES:
+        found = _part(run, f"{stage}/summary.json", partial(_stage, stage))
+        if found:
+            run.stages[stage] = found
+    run.verdicts, run.rejected, run.pairs, run.metrics = (_table(run, path) for path in _COLUMNS)
+    run.calibration = _part(run, "collect/calibration.json", lambda b: Calibration(**_mapping(b)))
+    for role in ROLES:
+        lines = _part(run, f"train/{role}/history.jsonl", partial(_history, run, role))
+        if lines:
+            run.history[role] = lines
+    run.samples = _part(run, "evaluate/samples.json", _samples) or []
+    return run
+
+
+def _part(run: Run, path: str, parse: Callable[[bytes], T]) -> T | None:
+    """One object, parsed; None where it is not there; None and a problem where it is not what it should be."""
+    try:
+        return parse(storage.read_bytes(storage.join(run.uri, path)))
+    except NotFound:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError, pa.ArrowException) as e:
+        run.problems[path] = f"{type(e).__name__}: {e}"
+        return None
+
+
+def _table(run: Run, path: str) -> pa.Table | None:
+    try:
+        with storage.open_read(storage.join(run.uri, path)) as f:
+            return pq.read_table(f, columns=list(_COLUMNS[path])).select(_COLUMNS[path])
+    except NotFound:
+        return None
+    except (ValueError, KeyError, OSError, pa.ArrowException) as e:  # pyarrow says OSError for a torn file
+        run.problems[path] = f"{type(e).__name__}: {e}"
+        return None
+
+
+def verdicts_of(run: Run, keys: Sequence[str]) -> dict[str, Verdict]:
+    """The whole verdicts of a few tiles by key, read from the table of all."""
+    path = "collect/verdicts.parquet"
+    if not keys:
+        return {}
+    try:
+        with storage.open_read(storage.join(run.uri, path)) as f:
+            table = pq.read_table(f, filters=[("key", "in", list(keys))])
+        return {v.key: v for v in from_table(table, Verdict)}
+    except (ValueError, KeyError, OSError, pa.ArrowException) as e:
+        run.problems[path] = f"{type(e).__name__}: {e}"
+        return {}
+
+
+def _config(data: bytes) -> dict[str, Any]:
+    tree = yaml.safe_load(data)
+    if not isinstance(tree, dict):
+        raise ValueError(f"a mapping of sections is wanted, not {type(tree).__name__}")
+    return tree
+
+
+def _mapping(data: bytes) -> dict[str, Any]:
+    tree = json.loads(data)
+    if not isinstance(tree, dict):
+        raise ValueError(f"a JSON object is wanted, not {type(tree).__name__}")
+    return tree
+
+
+def _samples(data: bytes) -> list[dict[str, Any]]:
+    tree = json.loads(data)
+    if not isinstance(tree, list) or not all(isinstance(s, dict) and isinstance(s.get("images"), dict) for s in tree):
+        raise ValueError("a list of samples with images is wanted")
+    return tree
+
+
+def as_number(value: Any) -> float | None:
+    """A JSON number as float; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _stage(name: str, data: bytes) -> Stage:
+    tree = _mapping(data)
+
+    def mapping(key: str) -> dict[str, Any]:
+        value = tree.get(key) or {}
+        if not isinstance(value, dict):
+            raise ValueError(f"{key} should be an object, not {type(value).__name__}")
+        return value
+
+    def text(value: Any) -> str:
+        return "" if value is None else redact(str(value))
+
+    quarantined = [
+        Quarantined(name, text(q.get("unit")), text(q.get("key")), text(q.get("reason")))
+        for q in tree.get("quarantined") or []
+    ]
+    number = {k: as_number(tree.get(k)) for k in ("planned", "done", "resumed", "seconds", "bytes_in", "bytes_out")}
+    return Stage(
+        name=name,
+        status=text(tree.get("status")) or "unknown",
+        quarantined=tuple(quarantined),
+        work=as_number(tree.get("unit_seconds")),
+        started=text(tree.get("started")),
+        ended=text(tree.get("ended")),
+        machine={str(k): text(v) for k, v in mapping("machine").items()},
+        counts={str(k): n for k, v in mapping("counts").items() if (n := as_number(v)) is not None},
+        outputs={str(k): str(v) for k, v in mapping("outputs").items() if isinstance(v, str)},
+        **number,
+    )
+
+
+def _history(run: Run, role: str, data: bytes) -> list[dict[str, float]]:
+    """Lines by step; a resumed training logs some steps again, and the last word counts."""
+    lines: dict[int, dict[str, float]] = {}
+    broken = 0
+    for text in data.decode(errors="replace").splitlines():
+        if not text.strip():
+            continue
+        try:
+            row = {str(k): n for k, v in json.loads(text).items() if (n := as_number(v)) is not None}
+            lines[int(row["step"])] = row
+        except (ValueError, KeyError, AttributeError, OverflowError):  # a torn line, or one that is no record
+            broken += 1
+    if broken:
+        run.problems[f"train/{role}/history.jsonl"] = f"{broken} unreadable line{'s' if broken > 1 else ''} left out"
+    return [lines[s] for s in sorted(lines)]
