@@ -76,10 +76,10 @@ class Pairing(Section):
 
 
 class Split(Section):
-    """Folds by coarse cells of the ground; patches within `guard_degrees` of another fold's cell train nothing."""
+    """Folds by coarse cells of the ground; a patch that comes near another fold's cell is in none (`guard`)."""
 
     cell_degrees: float = Field(0.5, gt=0)
-    guard_degrees: float = Field(0.013, ge=0, description="half a 256 px patch is 0.0116 degrees")
+    guard_degrees: float = Field(0.002, ge=0, description="margin around a patch's own footprint; 0.002 are 220 m")
     val: Fraction = 0.1
     test: Fraction = 0.0
     seed: int = 0

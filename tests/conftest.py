@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import small_job
 
 #: what this machine must have (.ci/run sets it): a test that needs it fails where it would skip
 REQUIRED = set(os.environ.get("SAR2EO_REQUIRE", "").split())
@@ -61,3 +62,23 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     bucket = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50].strip("-")
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for the whole test run."""
+    import ray
+
+    from sar2eo_dist.config import Config
+    from sar2eo_dist.pipeline import cluster
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+    cluster.start(Config())
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def main_job(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> small_job.Done:
+    """The whole main job on a small synthetic world, once."""
+    return small_job.run(tmp_path_factory.mktemp("job"))

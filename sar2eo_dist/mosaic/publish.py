@@ -1,4 +1,4 @@
-"""Rasters that people open: one COG a block, a VRT over all of them, and a quick-look. Bytes out, no I/O.
+"""Rasters that people open: one COG a block, a VRT over all of them, and quick-looks. Bytes out, nothing is written.
 
 Equal arguments give equal bytes (for one GDAL build): nothing in a file depends on time, name or threads.
 """
@@ -6,8 +6,9 @@ Equal arguments give equal bytes (for one GDAL build): nothing in a file depends
 from __future__ import annotations
 
 import io
+import itertools
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
-from sar2eo_dist.errors import AlignmentError
+from sar2eo_dist.errors import AlignmentError, BadInput
+from sar2eo_dist.sources.raster import Raster
 
 COG_TILE = 512  # pixels; also where overviews end
+DN_MAX = 3000  # white of a raster of DN, as in radiometry's `fixed`
 _COLOURS = ("Red", "Green", "Blue")
 
 
@@ -139,6 +142,35 @@ def quicklook(
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgba), "RGBA").save(out, "PNG")
     return out.getvalue()
+
+
+def raster_quicklook(uri: str, longest: int) -> bytes:
+    """The quick-look of an RGB raster, any fsspec URI, read block by block.
+
+    Its first three bands are red, green, blue: uint8 as they are, uint16 as DN of 0..DN_MAX. Pixels that are masked, or
+    0 in all three, are no data. Raises BadInput (unreadable, missing_band, wrong_dtype) and storage's errors.
+    """
+    raster = Raster(uri)
+    dataset, name = raster.dataset, raster.info.uri
+    if dataset.count < 3:
+        raise BadInput("missing_band", name, f"{dataset.count} bands, where red, green and blue are needed")
+    if any(d not in ("uint8", "uint16") for d in dataset.dtypes[:3]):
+        raise BadInput("wrong_dtype", name, f"{dataset.dtypes[:3]}, not uint8 or uint16")
+
+    def blocks() -> Iterator[tuple[int, int, NDArray[np.uint8], NDArray[np.bool_]]]:
+        side = 4 * COG_TILE
+        for row, col in itertools.product(range(0, dataset.height, side), range(0, dataset.width, side)):
+            raw, valid = raster.read(
+                [1, 2, 3], row, col, min(side, dataset.height - row), min(side, dataset.width - col)
+            )
+            white = 255 if raw.dtype == np.uint8 else DN_MAX
+            rgb = np.rint(np.minimum(raw, white) * (255 / white)).astype(np.uint8)
+            yield row, col, rgb, np.asarray(valid.all(axis=0) & raw.any(axis=0))
+
+    try:
+        return quicklook(blocks(), dataset.width, dataset.height, longest)
+    finally:
+        raster.close()
 
 
 def _shrink(x: NDArray[Any], row: int, col: int, factor: int) -> NDArray[np.uint64]:

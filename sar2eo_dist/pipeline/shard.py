@@ -33,10 +33,12 @@ def shard(cfg: Config, opts: Options) -> Summary:
     collected = read_summary(cfg, "collect")
     root = storage.absolute(cfg.run.out)
     pairs = from_table(_table(root, collected["outputs"]["pairs"]), Pair)
+    guard = [p for p in pairs if p.split not in SPLITS]
     pairs = sorted((p for p in pairs if p.split in SPLITS), key=_canonical)
     if not pairs:
         raise ConfigError(
-            "collect kept no pair: look at the report (reasons by tile), then widen pairing.max_days, change cca.beta, "
+            f"no pair to shard ({len(guard)} lie in the guard band between folds): look at the reasons in the report, then "
+            f"widen pairing.max_days, change cca.beta or split.cell_degrees, "
             "or set cca.profile=none"
         )
     samples = min(cfg.shard.samples, len(pairs))

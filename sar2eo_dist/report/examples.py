@@ -101,7 +101,7 @@ def _limit(run: Run, reason: str) -> str:
         return f"threshold {number(run.calibration.threshold)}" if run.calibration else ""
     name, label = {"alpha": ("alpha", "limit DN"), "brightness": ("brightness_min", "limit V")}.get(reason, ("", ""))
     value = as_number(run.setting(f"cca.{name}"))
-    return f"{label} {number(value, 4)}" if value is not None else ""
+    return f"{label} {number(value)}" if value is not None else ""
 
 
 def samples(run: Run, album: Album) -> list[Sample]:

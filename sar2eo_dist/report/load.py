@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,13 +88,18 @@ class Run:
         return {p: text for p, text in self.problems.items() if p.startswith(prefixes)}
 
 
-#: the columns that the page needs: the rest of a table of millions of rows is not fetched
-_COLUMNS: dict[str, tuple[str, ...]] = {
-    "collect/verdicts.parquet": ("key", "sensor", "reason", "score", "score_name"),
-    "collect/rejected.parquet": ("sensor", "uri", "reason", "detail"),
-    "collect/pairs.parquet": ("days", "split"),
-    "evaluate/metrics.parquet": ("sar_key", "eo_key", "split", "days", "method", "mae", "rmse", "psnr", "ssim"),
-}
+#: the columns that the page needs (the rest of a table of millions of rows is not fetched), and what they must hold
+_COLUMNS: dict[str, dict[str, str]] = {
+    "collect/verdicts.parquet": {
+        "key": "string", "sensor": "string", "reason": "string", "score": "float64", "score_name": "string",
+    },
+    "collect/rejected.parquet": {"sensor": "string", "uri": "string", "reason": "string", "detail": "string"},
+    "collect/pairs.parquet": {"days": "int64", "split": "string"},
+    "evaluate/metrics.parquet": {
+        "sar_key": "string", "eo_key": "string", "split": "string", "method": "string",
+        "mae": "float64", "rmse": "float64", "psnr": "float64", "ssim": "float64",
+    },
+}  # fmt: skip
 
 
 def load(uri: str) -> Run:
@@ -108,7 +115,7 @@ def load(uri: str) -> Run:
         if found:
             run.stages[stage] = found
     run.verdicts, run.rejected, run.pairs, run.metrics = (_table(run, path) for path in _COLUMNS)
-    run.calibration = _part(run, "collect/calibration.json", lambda b: Calibration(**_mapping(b)))
+    run.calibration = _part(run, "collect/calibration.json", _calibration)
     for role in ROLES:
         lines = _part(run, f"train/{role}/history.jsonl", partial(_history, run, role))
         if lines:
@@ -131,7 +138,12 @@ def _part(run: Run, path: str, parse: Callable[[bytes], T]) -> T | None:
 def _table(run: Run, path: str) -> pa.Table | None:
     try:
         with storage.open_read(storage.join(run.uri, path)) as f:
-            return pq.read_table(f, columns=list(_COLUMNS[path])).select(_COLUMNS[path])
+            wanted = _COLUMNS[path]
+            table = pq.read_table(f, columns=list(wanted)).select(list(wanted)).cast(pa.schema(wanted.items()))
+        for name, kind in wanted.items():
+            if kind != "float64" and table[name].null_count:  # a float that is null is a NaN
+                raise ValueError(f"column {name} has {table[name].null_count} nulls")
+        return table
     except NotFound:
         return None
     except (ValueError, KeyError, OSError, pa.ArrowException) as e:  # pyarrow says OSError for a torn file
@@ -167,6 +179,14 @@ def _mapping(data: bytes) -> dict[str, Any]:
     return tree
 
 
+def _calibration(data: bytes) -> Calibration:
+    found = Calibration(**_mapping(data))
+    numbers = {n: float(getattr(found, n)) for n in ("beta", "low", "high", "threshold")}
+    if not all(math.isfinite(n) for n in numbers.values()):
+        raise ValueError(f"finite numbers are wanted: {numbers}")
+    return dataclasses.replace(found, **numbers)  # type: ignore[arg-type]
+
+
 def _samples(data: bytes) -> list[dict[str, Any]]:
     tree = json.loads(data)
     if not isinstance(tree, list) or not all(isinstance(s, dict) and isinstance(s.get("images"), dict) for s in tree):
@@ -177,6 +197,11 @@ def _samples(data: bytes) -> list[dict[str, Any]]:
 def as_number(value: Any) -> float | None:
     """A JSON number as float; None for anything else."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _finite(value: Any) -> float | None:
+    number = as_number(value)
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _stage(name: str, data: bytes) -> Stage:
@@ -195,16 +220,16 @@ def _stage(name: str, data: bytes) -> Stage:
         Quarantined(name, text(q.get("unit")), text(q.get("key")), text(q.get("reason")))
         for q in tree.get("quarantined") or []
     ]
-    number = {k: as_number(tree.get(k)) for k in ("planned", "done", "resumed", "seconds", "bytes_in", "bytes_out")}
+    number = {k: _finite(tree.get(k)) for k in ("planned", "done", "resumed", "seconds", "bytes_in", "bytes_out")}
     return Stage(
         name=name,
         status=text(tree.get("status")) or "unknown",
         quarantined=tuple(quarantined),
-        work=as_number(tree.get("unit_seconds")),
+        work=_finite(tree.get("unit_seconds")),
         started=text(tree.get("started")),
         ended=text(tree.get("ended")),
         machine={str(k): text(v) for k, v in mapping("machine").items()},
-        counts={str(k): n for k, v in mapping("counts").items() if (n := as_number(v)) is not None},
+        counts={str(k): n for k, v in mapping("counts").items() if (n := _finite(v)) is not None},
         outputs={str(k): str(v) for k, v in mapping("outputs").items() if isinstance(v, str)},
         **number,
     )

@@ -90,7 +90,8 @@ def _context(run: Run) -> dict[str, Any]:
     scores, kept, score_name = facts.scores(run)
     threshold = run.calibration.threshold if run.calibration else None
     histogram, beyond = plots.score_histogram(scores, kept, threshold) if len(scores) else ("", 0)
-    rejected = run.rejected.sort_by("uri").to_pylist() if run.rejected is not None else []
+    unusable = len(run.rejected) if run.rejected is not None else 0
+    rejected = run.rejected.sort_by("uri").slice(0, examples.EACH).to_pylist() if run.rejected is not None else []
     quarantined = [q for s in facts.expected(run) if s in run.stages for q in run.stages[s].quarantined]
     return {
         "run": run,
@@ -105,8 +106,8 @@ def _context(run: Run) -> dict[str, Any]:
         "glance": _glance(run, intake, tables, found_mosaic),
         "intake": intake,
         "groups": groups,
-        "rejected": rejected[: examples.EACH],
-        "rejected_more": max(0, len(rejected) - examples.EACH),
+        "rejected": rejected,
+        "rejected_more": unusable - len(rejected),
         "histogram": Markup(histogram),  # noqa: S704  our own SVG: no text from outside is in it
         "score_name": score_name,
         "scored": len(scores),

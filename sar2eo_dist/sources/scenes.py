@@ -1,7 +1,6 @@
 """One geocoded Sentinel-1 scene (VV and VH in one raster, as a COG): what it is, and windows of it in dB.
 
-Any fsspec URI. Local files are GDAL's own; others are read by ranges through `storage`, so that a window costs its own
-tiles and an outage has storage's name. Sidecar files (.aux.xml, .msk, .ovr) are ignored: the digest covers one object.
+Any fsspec URI, read through `raster`.
 """
 
 from __future__ import annotations
@@ -9,142 +8,29 @@ from __future__ import annotations
 import datetime as dt
 import re
 import threading
-import weakref
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
-import rasterio
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
-from rasterio.abc import MultiByteRangeResourceContainer
-from rasterio.enums import MaskFlags
-from rasterio.errors import RasterioError
-from rasterio.session import DummySession
-from rasterio.windows import Window
 
-from sar2eo_dist import storage
-from sar2eo_dist.errors import BadInput, Sar2EoError, StorageError
+from sar2eo_dist.errors import BadInput
 from sar2eo_dist.records import S1_BANDS, SceneRef
 from sar2eo_dist.sources.multiearth import date_fault, hide_nodata
-from sar2eo_dist.sources.ranged import RangedFile
+from sar2eo_dist.sources.raster import Raster
 
 UNITS = ("db", "linear")
 QUANTITIES = ("sigma0", "gamma0")
-OPEN_SCENES = 2  # kept open by one thread: GDAL's handles must not be shared between threads
+OPEN_SCENES = 2  # kept open by one thread
 _local = threading.local()
 
 
-class _GdalFile:
-    """A RangedFile as rasterio's opener wants one. It never raises: an exception in GDAL's callback ends the process.
-
-    The error is kept in the container and zeros or nothing are given back; whoever asked GDAL looks there afterwards.
-    """
-
-    def __init__(self, container: _Container) -> None:
-        self._container = container
-        self._file = RangedFile(container.info)
-        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
-
-    def __enter__(self) -> _GdalFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._file.read(size) or b""
-        except Exception as e:
-            self._container.error = self._container.error or e
-            return b""
-
-    def get_byte_ranges(self, offsets: list[int], sizes: list[int]) -> list[bytes]:
-        try:
-            return self._file.read_ranges(offsets, sizes)
-        except Exception as e:
-            self._container.error = self._container.error or e
-            return [bytes(size) for size in sizes]  # GDAL copies `size` bytes whatever the length
-
-
-class _Container:
-    """The one object that GDAL may see, under the name NAME."""
-
-    NAME = "scene.tif"
-
-    def __init__(self, info: storage.Info) -> None:
-        self.info = info
-        self.error: Exception | None = None
-
-    def open(self, path: str, mode: str = "r", **_: Any) -> _GdalFile:
-        if path != self.NAME:
-            raise FileNotFoundError(path)
-        return _GdalFile(self)
-
-    def isfile(self, path: str) -> bool:
-        return path == self.NAME
-
-    def isdir(self, path: str) -> bool:
-        return False
-
-    def ls(self, path: str) -> list[str]:
-        return []
-
-    def mtime(self, path: str) -> int:
-        return 0
-
-    def rm(self, path: str) -> None:
-        raise PermissionError(path)
-
-    def size(self, path: str) -> int:
-        return self.info.size
-
-
-MultiByteRangeResourceContainer.register(_Container)
-
-
-class _Opened:
-    """A dataset, the error its reads met, and the bands of VV and VH."""
+class _Opened(Raster):
+    """A raster and its bands of VV and VH."""
 
     def __init__(self, uri: str) -> None:
-        self.info = storage.info(uri)
-        fs, path = storage.filesystem(uri)
-        self.container = None if isinstance(fs, LocalFileSystem) else _Container(self.info)
-        try:
-            with _gdal():
-                if self.container is None:
-                    self.dataset = rasterio.open(path, driver="GTiff")
-                else:
-                    self.dataset = rasterio.open(_Container.NAME, driver="GTiff", opener=self.container)
-        except RasterioError as e:
-            raise self._fault(f"does not open as GeoTIFF ({e})") from e
-        # At exit too: while the interpreter is torn down GDAL can no longer call back, and says so on the terminal.
-        weakref.finalize(self, self.dataset.close)
+        super().__init__(uri)
         self.bands = _bands(self.dataset, self.info.uri)
-
-    def _fault(self, detail: str) -> Exception:
-        error = self.container.error if self.container else None
-        if error is None:
-            return BadInput("unreadable", self.info.uri, detail)
-        return error if isinstance(error, Sar2EoError) else StorageError(self.info.uri, f"read failed ({error!r})")
-
-    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """(VV and VH as stored (2, h, w), where they are data (2, h, w))."""
-        flags = [self.dataset.mask_flag_enums[b - 1] for b in self.bands]
-        try:
-            with _gdal():
-                raw = self.dataset.read(self.bands, window=window)
-                masked = any(MaskFlags.all_valid not in f for f in flags)
-                valid = self.dataset.read_masks(self.bands, window=window) > 0 if masked else np.ones(raw.shape, bool)
-        except RasterioError as e:
-            raise self._fault(f"{window} does not decode ({e})") from e
-        if self.container and self.container.error:
-            raise self._fault("")
-        return raw, valid
-
-
-def _gdal() -> Any:
-    return rasterio.Env(DummySession(), GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
 
 
 def open_scene(uri: str, units: str = "", quantity: str = "") -> SceneRef:
@@ -182,7 +68,7 @@ def open_scene(uri: str, units: str = "", quantity: str = "") -> SceneRef:
             digest=opened.info.digest,
         )
     finally:
-        opened.dataset.close()
+        opened.close()
 
 
 def read_window(scene: SceneRef, row: int, col: int, height: int, width: int) -> NDArray[np.float32]:
@@ -201,7 +87,7 @@ def read_window(scene: SceneRef, row: int, col: int, height: int, width: int) ->
         return out
     opened = _open_here(scene)
     try:
-        raw, valid = opened.read(Window(left, top, right - left, bottom - top))
+        raw, valid = opened.read(opened.bands, top, left, bottom - top, right - left)
     except Exception:
         _forget(scene)  # GDAL may have kept half of what it asked for
         raise
@@ -230,11 +116,11 @@ def _open_here(scene: SceneRef) -> _Opened:
     if scene.digest not in cache:
         opened = _Opened(scene.uri)
         if opened.info.digest != scene.digest:
-            opened.dataset.close()
+            opened.close()
             raise BadInput("unreadable", scene.uri, f"changed since it was opened ({opened.info.size} bytes now)")
         cache[scene.digest] = opened
         if len(cache) > OPEN_SCENES:
-            cache.popitem(last=False)[1].dataset.close()
+            cache.popitem(last=False)[1].close()
     cache.move_to_end(scene.digest)
     return cache[scene.digest]
 
@@ -242,7 +128,7 @@ def _open_here(scene: SceneRef) -> _Opened:
 def _forget(scene: SceneRef) -> None:
     opened = _local.cache.pop(scene.digest, None)
     if opened:
-        opened.dataset.close()
+        opened.close()
 
 
 def _bands(dataset: Any, uri: str) -> list[int]:

@@ -208,7 +208,7 @@ class World:
 def _label(sky: synthetic_sky.Sky, covered: float) -> str:
     if np.mean(sky.valid) < 0.995:
         return "swath_edge"
-    if np.mean(sky.light) < 0.4:
+    if np.mean(sky.light < np.float32(0.5)) > 0.1:
         return "night"
     if covered >= 0.08:
         thick = float(np.mean(sky.thick > synthetic_sky.THICK))

@@ -93,14 +93,22 @@ def noise(k: int, r: I64, c: I64, scale: int | tuple[int, int]) -> F32:
     (i, wr), (j, wc) = _weights(r, sr), _weights(c, sc)
     i0, j0 = int(i[0]), int(j[0])
     nodes = unit(lattice(k, np.arange(i0 - 1, int(i[-1]) + 3), np.arange(j0 - 1, int(j[-1]) + 3)))
-    nodes = (nodes * np.float32(2) - np.float32(1)) * _UNIT_STD
-    i, j = i - i0, j - j0
-    across = nodes[:, j] * wc[0]
+    nodes *= np.float32(2)
+    nodes -= np.float32(1)
+    nodes *= _UNIT_STD
+    across = _blend(nodes, j - j0, wc[:, None, :], 1)
+    return _blend(across, i - i0, wr[:, :, None], 0)
+
+
+def _blend(nodes: F32, first: I64, weights: F32, axis: int) -> F32:
+    """Sum of four neighbouring nodes along an axis, weighted; buffers are reused, for fresh ones cost more than the sums."""
+    out: F32 = nodes.take(first, axis)
+    out *= weights[0]
+    part = np.empty_like(out)
     for n in (1, 2, 3):
-        across += nodes[:, j + n] * wc[n]
-    out: F32 = across[i] * wr[0][:, None]
-    for n in (1, 2, 3):
-        out += across[i + n] * wr[n][:, None]
+        nodes.take(first + n, axis, out=part, mode="clip")
+        part *= weights[n]
+        out += part
     return out
 
 

@@ -68,14 +68,14 @@ def _opacity(k: int, r: I64, c: I64, wet: float) -> tuple[F32, F32, F32]:
     f = np.float32
     weather = sn.rank(sn.fbm(sn.key(k, "weather"), r, c, (520, 170), (1.0, 0.35))) + f(0.10 * (wet - 0.3))
     # Threshold of the cumulus field along the rank of the weather: none, specks at 2.6, half at 0, closed below -3.
-    level = f(4.5) - f(38) * np.clip(weather - f(0.62), f(0), f(0.05)) - f(9) * np.clip(weather - f(0.67), f(0), f(0.15))
-    level -= f(15) * np.clip(weather - f(0.82), f(0), f(0.10)) + f(30) * np.clip(weather - f(0.92), f(0), f(1))
+    level = f(4.5) - f(38) * np.clip(weather - f(0.64), f(0), f(0.05)) - f(9) * np.clip(weather - f(0.69), f(0), f(0.14))
+    level -= f(15) * np.clip(weather - f(0.83), f(0), f(0.09)) + f(30) * np.clip(weather - f(0.92), f(0), f(1))
     puff = sn.fbm(sn.key(k, "puff"), r, c, (74, 34, 15, 7, 3), (1.0, 0.62, 0.4, 0.25, 0.13))
     thick = sn.step(puff - level, -0.12, 0.34)
     veil = sn.rank(sn.fbm(sn.key(k, "veil"), r, c, (610, 210), (1.0, 0.4)))
     streak = sn.fbm(sn.key(k, "streak"), r, c, (140, 52, 19, 8), (1.0, 0.8, 0.45, 0.2))
     streak += f(0.5) * sn.noise(sn.key(k, "band"), r, c, (30, 170))
-    thin = sn.step(veil + f(0.03) * streak, 0.88, 0.99) * (f(0.40) + f(0.17) * streak)
+    thin = sn.step(veil + f(0.03) * streak, 0.89, 0.995) * (f(0.40) + f(0.17) * streak)
     return thick, puff, np.clip(thin, f(0), f(0.85))
 
 
@@ -107,7 +107,7 @@ def view(seed: int, date: dt.date, row: int, col: int, h: int, w: int) -> Sky:
     rows, cols = r[own[0]], c[own[1]]
 
     haze = sn.step(sn.rank(sn.noise(sn.key(k, "haze"), rows, cols, 520)), 0.90, 1.0)
-    dusk = sn.step(sn.noise(sn.key(k, "dusk"), rows, cols, 330), 1.85, 2.15)
+    dusk = sn.step(sn.noise(sn.key(k, "dusk"), rows, cols, 330), 1.95, 2.25)
     light = (f(1) - dusk) ** 2 + f(0.004)
     lamp = (dusk > f(0.6)) & (sn.unit(sn.lattice(sn.key(k, "lamp"), rows, cols)) < f(1 / 3000))
     lit = puff[own] + f(0.6) * (puff[own] - puff[down + pad - 3 : down + pad - 3 + h, pad + 3 : pad + 3 + w])

@@ -21,8 +21,9 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
-from sar2eo_dist.errors import AlignmentError
-from sar2eo_dist.mosaic.publish import COG_TILE, BlockFile, cog_bytes, quicklook, vrt_xml
+from sar2eo_dist import storage
+from sar2eo_dist.errors import AlignmentError, BadInput
+from sar2eo_dist.mosaic.publish import COG_TILE, BlockFile, cog_bytes, quicklook, raster_quicklook, vrt_xml
 
 CRS, PLACE = "EPSG:32721", (10.0, 0.0, 700_000.0, 0.0, -10.0, 9_500_000.0)
 RNG = np.random.default_rng(8)
@@ -266,3 +267,35 @@ def test_memory_is_a_block_and_the_canvas() -> None:
     tracemalloc.stop()
     assert (decoded(out) == [7, 7, 7, 255]).all()
     assert peak < 12 * 3 * side * side  # the mosaic has 64 blocks
+
+
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_the_quicklook_of_a_raster(tmp_path: Path, store: str) -> None:
+    root = str(tmp_path) if store == "local" else f"memory://{tmp_path}"
+    storage.put(f"{root}/8.tif", COG)
+    assert raster_quicklook(f"{root}/8.tif", 100) == quicklook(cut(RGB, VALID & RGB.any(0), 300), 1300, 1100, 100)
+    dn = np.stack([np.full((30, 40), v, np.uint16) for v in (0, 1500, 65535)])
+    dn[:, 0] = 0
+    with MemoryFile() as memory:
+        profile = {"crs": CRS, "transform": rasterio.Affine(*PLACE)}
+        with memory.open(driver="GTiff", width=40, height=30, count=3, dtype="uint16", **profile) as dataset:
+            dataset.write(dn)
+        storage.put(f"{root}/16.tif", bytes(memory.read()))
+    out = decoded(raster_quicklook(f"{root}/16.tif", 40))
+    assert (out[0] == 0).all()
+    assert (out[1:] == [0, 128, 255, 255]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"), [((2, 9, 9), "uint8", "missing_band"), ((3, 9, 9), "float32", "wrong_dtype")]
+)
+def test_a_raster_that_is_no_picture_is_refused(
+    tmp_path: Path, shape: tuple[int, int, int], dtype: str, reason: str
+) -> None:
+    profile = {"crs": CRS, "transform": rasterio.Affine(*PLACE), "dtype": dtype}
+    with rasterio.open(
+        tmp_path / "x.tif", "w", driver="GTiff", count=shape[0], width=9, height=9, **profile
+    ) as dataset:
+        dataset.write(np.ones(shape, dtype))
+    with pytest.raises(BadInput, match=reason):
+        raster_quicklook(str(tmp_path / "x.tif"), 9)

@@ -16,6 +16,7 @@ import rasterio
 import ray
 import zarr
 from PIL import Image
+from small_job import VERBS, Done, rerun
 
 from sar2eo_dist import shards, sources
 from sar2eo_dist.cca.frechet import Reference, point_distance
@@ -34,7 +35,6 @@ from sar2eo_dist.radiometry import decode_db
 from sar2eo_dist.records import Pair, Unit, Verdict, from_table
 from sar2eo_dist.sources import scenes
 
-from .conftest import VERBS, Done, rerun
 
 pytestmark = pytest.mark.cluster
 

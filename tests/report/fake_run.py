@@ -1,4 +1,4 @@
-"""A run folder as the five verbs leave it, made from formulas: every number on the page can be predicted from here."""
+"""A run folder as the verbs leave it, made from formulas: every number on the page can be predicted from here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from sar2eo_dist import shards
 from sar2eo_dist.config import Config
-from sar2eo_dist.records import Calibration, Pair, Rejected, TileRef, Verdict, place_key, to_table
+from sar2eo_dist.records import Calibration, Pair, Rejected, TileRef, Verdict, to_table
 
-EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
-
-#: reason -> optical tiles that ended so; 100 in all with the kept ones
+#: reason -> optical tiles that ended so: 100 in all
 ENDS = {"": 46, "unreadable": 2, "all_nodata": 3, "qa60": 7, "alpha": 14, "brightness": 5, "dark": 9, "frechet": 14}
+UNUSABLE = 9
 THRESHOLD = 60.0
 METHODS = {  # method -> mean MAE, mean PSNR
     "translated": (0.050, 21.0), "enhanced": (0.040, 22.5), "baseline_mean": (0.070, 18.0),
@@ -40,10 +39,8 @@ VAL_DAYS = tuple(range(-5, 7))  # of the 12 val pairs
 def scene(phase: float, cloud: float = 0.0, size: int = 256) -> np.ndarray:
     """(3, size, size) DN of B4, B3, B2: forest, a river, clearings, and cloud over about a share `cloud`."""
     y, x = np.mgrid[0:size, 0:size] / size
-    wave = sum(
-        np.sin(2 * np.pi * (f * x + g * y) + phase * k)
-        for k, (f, g) in enumerate([(3, 1), (1, 4), (7, 5), (11, -9)], 1)
-    )
+    rates = ((3, 1), (1, 4), (7, 5), (11, -9))
+    wave = sum(np.sin(2 * np.pi * (f * x + g * y) + phase * k) for k, (f, g) in enumerate(rates, 1))
     texture = np.sin(2 * np.pi * 41 * x + phase) * np.sin(2 * np.pi * 37 * y + 2 * phase)
     bands = np.array([330.0, 480.0, 290.0])[:, None, None] + 28 * texture
     cleared = ((x * 6 + phase) % 1 < 0.35) & ((y * 5) % 1 < 0.5) & (wave > 0.4)
@@ -58,101 +55,107 @@ def scene(phase: float, cloud: float = 0.0, size: int = 256) -> np.ndarray:
 
 def _write_tile(folder: Path, name: str, bands: np.ndarray) -> tuple[str, ...]:
     uris = []
+    profile: dict[str, Any] = {"driver": "GTiff", "width": 256, "height": 256, "count": 1, "dtype": "uint16"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         for band, pixels in zip(("B4", "B3", "B2"), bands.astype(np.uint16), strict=True):
             path = folder / f"Sentinel2_{band}_{name}.tiff"
-            with rasterio.open(path, "w", driver="GTiff", width=256, height=256, count=1, dtype="uint16") as out:
+            with rasterio.open(path, "w", **profile) as out:
                 out.write(pixels, 1)
             uris.append(str(path))
     return tuple(uris)
 
 
 def _measured(reason: str, i: int) -> dict[str, Any]:
+    if reason == "unreadable":
+        return {"detail": "B3, 120 bytes, does not decode as TIFF (torn)"}
     wave = math.sin(i)
-    seen: dict[str, Any] = {"valid_fraction": 1.0, "qa60_state": "clear", "qa60_fraction": 0.0, "max_dn": 2500.0 + 90 * i % 900,
-                            "brightness": 58.0 + 9 * wave, "dark_fraction": 0.02}  # fmt: skip
+    seen = {"valid_fraction": 1.0, "qa60_state": "clear", "qa60_fraction": 0.0, "max_dn": 2500.0 + 90 * i % 900}
+    seen |= {"brightness": 58.0 + 9 * wave, "dark_fraction": 0.02}
+    name = {"score_name": "fd_efficientnet_lite0"}
     special: dict[str, dict[str, Any]] = {
-        "unreadable": dict.fromkeys(
-            ("valid_fraction", "qa60_fraction", "max_dn", "brightness", "dark_fraction"), math.nan
-        )
-        | {"detail": "B3, 120 bytes, does not decode as TIFF (torn)"},
         "all_nodata": {"valid_fraction": 0.0},
         "qa60": {"qa60_state": "cloudy", "qa60_fraction": 0.12 + 0.05 * i},
         "alpha": {"max_dn": 4500.0 + 200 * i, "alpha_fraction": 0.01 * i},
         "brightness": {"brightness": 21.5 + i},
         "dark": {"dark_fraction": 0.14 + 0.04 * i},
-        "frechet": {"score": 30.0 + 2 * i, "score_name": "fd_efficientnet_lite0"},
-        "": {"score": 86.0 + 24 * wave + i / 3, "score_name": "fd_efficientnet_lite0"},
+        "frechet": {"score": 30.0 + 2 * i} | name,
+        "": {"score": 86.0 + 24 * wave + i / 3} | name,
     }
     return seen | special[reason]
 
 
-def _verdicts(folder: Path) -> list[Verdict]:
+def verdict(ref: TileRef, reason: str, **measured: Any) -> Verdict:
+    pointer = {f.name: getattr(ref, f.name) for f in dataclasses.fields(TileRef)}
+    return Verdict(key=ref.key, place=ref.place, reason=reason, **pointer, **measured)
+
+
+def verdicts(folder: Path) -> list[Verdict]:
+    """140 verdicts by key; the optical ones point at real TIFFs, which are written to `folder`/tiles."""
     tiles = folder / "tiles"
-    tiles.mkdir(parents=True)
-    looks = {"": scene(1.0), "more": scene(2.2), "all_nodata": np.zeros((3, 256, 256)), "qa60": scene(3.0, 0.35),
-             "alpha": scene(4.1, 0.55), "brightness": scene(0.4) * 0.45, "dark": scene(5.0) * 0.3, "frechet": scene(6.0, 0.8)}  # fmt: skip
+    tiles.mkdir(parents=True, exist_ok=True)
+    looks = {
+        "": scene(1.0), "more": scene(2.2), "all_nodata": np.zeros((3, 256, 256)), "qa60": scene(3.0, 0.35),
+        "alpha": scene(4.1, 0.55), "brightness": scene(0.4) * 0.45, "dark": scene(5.0) * 0.3, "frechet": scene(6.0, 0.8),
+    }  # fmt: skip
     uris = {k: _write_tile(tiles, f"-55.{i:02d}_-4.39_2020_07_20", v) for i, (k, v) in enumerate(looks.items(), 10)}
-    torn = str(tiles / "Sentinel2_B4_-55.99_-4.39_2020_07_20.tiff")
-    Path(torn).write_bytes(b"II*\0torn")
     rows = []
     number = 0
     for reason, n in ENDS.items():
         for i in range(n):
             lon, lat = -55.0 - 0.02 * (number % 10), -4.0 - 0.02 * (number // 10)
             date = dt.date(2020, 7, 1) + dt.timedelta(days=5 * (number % 5))
-            place = place_key(lon, lat)
-            files = (torn,) * 3 if reason == "unreadable" else uris["more" if not reason and i % 2 else reason]
-            rows.append(Verdict(f"s2/{place}/{date}", "s2", place, lon, lat, date, "unknown", "S2A", "multiearth_tiff", files,
-                                ("B4", "B3", "B2"), (), f"d{number}", reason, **_measured(reason, i)))  # fmt: skip
+            files = uris.get("more" if not reason and i % 2 else reason, ("torn.tiff",) * 3)
+            ref = TileRef("s2", lon, lat, date, "multiearth_tiff", ("B4", "B3", "B2"), files, f"d{number}")
+            rows.append(verdict(ref, reason, **_measured(reason, i)))
             number += 1
     for i in range(40):
-        place = place_key(-55.0 - 0.02 * (i % 10), -4.0 - 0.02 * (i // 10))
-        reason, detail = ("all_nodata", "no pixel holds data") if i == 7 else ("", "")
-        rows.append(Verdict(f"s1/{place}/2020-07-05", "s1", place, -55.0, -4.0, dt.date(2020, 7, 5), "descending", "S1A",
-                            "multiearth_tiff", ("a.tiff", "b.tiff"), ("VV", "VH"), (), f"e{i}", reason, detail, 1.0))  # fmt: skip
+        lon, lat = -55.0 - 0.02 * (i % 10), -4.0 - 0.02 * (i // 10)
+        ref = TileRef("s1", lon, lat, dt.date(2020, 7, 5), "multiearth_tiff", ("VV", "VH"), ("a", "b"), f"e{i}")
+        rows.append(verdict(ref, "all_nodata" if i == 7 else "", valid_fraction=1.0))
     return sorted(rows, key=lambda v: v.key)
 
 
-def _pairs() -> list[Pair]:
+def pairs() -> list[Pair]:
     out = []
+    sar = dt.date(2020, 7, 5)
     for split, n in PAIRS.items():
         for i in range(n):
             days = VAL_DAYS[i] if split == "val" else round(9 * math.sin(1.7 * i))
-            sar = dt.date(2020, 7, 5)
-            out.append(Pair(f"p{i}", -55.0, -4.0, f"s1/{split}{i}/2020-07-05", f"s2/{split}{i}/x", sar,
-                            sar + dt.timedelta(days=days), days, "descending", "S1A", "a", "b", split))  # fmt: skip
+            keys = (f"s1/{split}{i}/2020-07-05", f"s2/{split}{i}/x")
+            eo = sar + dt.timedelta(days=days)
+            out.append(Pair(f"p{i}", -55.0, -4.0, *keys, sar, eo, days, "descending", "S1A", "a", "b", split))
     return out
 
 
-def _metrics() -> list[dict[str, Any]]:
-    """Symmetric about the mean but for one far pair, so that mean and median differ by a known amount."""
+def metrics() -> list[dict[str, Any]]:
+    """12 pairs, all 0.001 under the method's mean but the last, which is 0.011 over it: mean and median differ."""
     rows = []
     for i, days in enumerate(VAL_DAYS):
         for method, (mae, psnr) in METHODS.items():
-            off = (0.011 if i == 11 else -0.001) * (1 if method != "baseline_zero" else 0)
-            rows.append({"sample": "", "sar_key": f"s1/val{i}/2020-07-05", "eo_key": f"s2/val{i}/x", "split": "val",
-                         "days": days, "method": method, "mae": mae + off, "rmse": 1.3 * (mae + off), "psnr": psnr - 30 * off,
-                         "ssim": 1 - 6 * mae - off})  # fmt: skip
+            off = 0.0 if method == "baseline_zero" else 0.011 if i == 11 else -0.001
+            figures = {"mae": mae + off, "rmse": 1.3 * (mae + off), "psnr": psnr - 30 * off, "ssim": 1 - 6 * mae - off}
+            keys = {"sar_key": f"s1/val{i}/2020-07-05", "eo_key": f"s2/val{i}/x", "split": "val"}
+            rows.append({"sample": ""} | keys | {"days": days, "method": method} | figures)
     return rows
 
 
-def _summary(stage: str, hour: int, **changes: Any) -> dict[str, Any]:
+def summary(stage: str, hour: int, **changes: Any) -> dict[str, Any]:
+    day = f"2026-11-22T{hour:02d}"
     return {
         "stage": stage, "status": "complete", "planned": 4, "done": 4, "resumed": 0, "quarantined": [], "seconds": 60.0,
-        "unit_seconds": 100.0, "bytes_in": 2_000_000, "bytes_out": 1_500_000, "started": f"2026-11-22T{hour:02d}:00:00+00:00",
-        "ended": f"2026-11-22T{hour:02d}:05:30+00:00", "digest": "d", "counts": {}, "outputs": {},
+        "unit_seconds": 100.0, "bytes_in": 2_000_000, "bytes_out": 1_500_000, "started": f"{day}:00:00+00:00",
+        "ended": f"{day}:05:30+00:00", "digest": "d", "counts": {}, "outputs": {},
         "machine": {"cpus": 2, "system": "Linux", "python": "3.11.7"},
     } | changes  # fmt: skip
 
 
 SUMMARIES = {
-    "synthesise": _summary("synthesise", 8, counts={"objects": 1200}, bytes_in=0, bytes_out=312_400_000, unit_seconds=48.0),
-    "collect": _summary("collect", 9, unit_seconds=75.4, seconds=3.2, resumed=4, counts={"S2 tiles": 100, "S2 kept": 46}),
-    "shard": _summary("shard", 10, unit_seconds=21.0, bytes_out=48_250_000),
-    "train": _summary("train", 11, planned=2, done=2, unit_seconds=3725.0, bytes_out=999_960),
-    "translate": _summary(
+    "synthesise": summary("synthesise", 8, counts={"objects": 1200}, bytes_out=312_400_000, unit_seconds=48.0),
+    "collect": summary("collect", 9, unit_seconds=75.4, seconds=3.2, resumed=4, counts={"S2 tiles": 100, "none": 0}),
+    "shard": summary("shard", 10, unit_seconds=21.0, bytes_out=48_250_000),
+    "train": summary("train", 11, planned=2, done=2, unit_seconds=3725.0, bytes_out=999_960),
+    "translate": summary(
         "translate", 12, status="partial", done=3, unit_seconds=130.0,
         quarantined=[{"unit": "abc", "key": "scene/r00001c00001", "reason": "ModelError: not finite at window 3"}],
         counts={"pixels": 262_144, "valid pixels": 249_037, "patches": 3},
@@ -161,23 +164,23 @@ SUMMARIES = {
                  "truth_quicklook": "translate/scene/truth.png", "patches": "translate/p/translation",
                  "patch_table": "translate/p/patches.parquet"},
     ),
-    "evaluate": _summary("evaluate", 13, unit_seconds=40.0, outputs={"metrics": "evaluate/metrics.parquet"}),
+    "evaluate": summary("evaluate", 13, unit_seconds=40.0, outputs={"metrics": "evaluate/metrics.parquet"}),
 }  # fmt: skip
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> bytes:
+def table(rows: Iterable[dict[str, Any]]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows)), sink)
     return sink.getvalue()
 
 
-def _records(rows: list[Any], kind: type) -> bytes:
+def records(rows: list[Any], kind: type) -> bytes:
     sink = io.BytesIO()
     pq.write_table(to_table(rows, kind), sink)
     return sink.getvalue()
 
 
-def _picture(bands: np.ndarray, kind: str = "PNG", alpha: bool = False) -> bytes:
+def picture(bands: np.ndarray, kind: str = "PNG", alpha: bool = False) -> bytes:
     rgb = np.clip(bands / 3000 * 255, 0, 255).astype(np.uint8).transpose(1, 2, 0)
     if alpha:
         seen = np.full(rgb.shape[:2], 255, np.uint8)
@@ -213,33 +216,34 @@ def files(folder: Path, size: int = 128) -> dict[str, bytes]:
     cfg = Config.model_validate({"synthetic": {"enabled": True}, "cca": {"extractor": "efficientnet_lite0"}})
     out = {f"{s}/summary.json": json.dumps(v).encode() for s, v in SUMMARIES.items()}
     out["config.yaml"] = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False).encode()
-    out["collect/verdicts.parquet"] = _records(_verdicts(folder), Verdict)
-    rejected = [Rejected("s2", f"s3://me:secret@bucket/bad_{i}.tiff", "bad_date", "month 13") for i in range(9)]
-    out["collect/rejected.parquet"] = _records(rejected, Rejected)
+    out["collect/verdicts.parquet"] = records(verdicts(folder), Verdict)
+    rejected = [Rejected("s2", f"s3://me:secret@bucket/bad_{i}.tiff", "bad_date", "month 13") for i in range(UNUSABLE)]
+    out["collect/rejected.parquet"] = records(rejected, Rejected)
     calibration = Calibration("fd_efficientnet_lite0", "range", 0.4, 30.0, 123.4, THRESHOLD, 60, "ref")
     out["collect/calibration.json"] = json.dumps(dataclasses.asdict(calibration)).encode()
-    out["collect/pairs.parquet"] = _records(_pairs(), Pair)
+    out["collect/pairs.parquet"] = records(pairs(), Pair)
     out["train/translate/history.jsonl"] = _history(("D", "G_gan", "G_fm", "G_vgg"), 4000, 10)
     out["train/enhance/history.jsonl"] = _history(("l1",), 2000, 20)
-    out["evaluate/metrics.parquet"] = _table(_metrics())
+    out["evaluate/metrics.parquet"] = table(metrics())
     samples = []
     for i in (0, 5, 11):
         true = scene(0.7 * i, size=size)
         images = {"sar": _radar(true), "translated": _blurred(true, 8), "enhanced": _blurred(true, 4), "true": true}
         paths = {name: f"evaluate/samples/{i}_{name}.png" for name in images}
-        out |= {paths[name]: _picture(bands) for name, bands in images.items()}
-        samples.append({"sar_key": f"s1/val{i}/2020-07-05", "eo_key": f"s2/val{i}/x", "days": VAL_DAYS[i], "images": paths,
-                        "mae": {"translated": 0.05, "enhanced": 0.04 + 0.01 * i, "baseline_zero": 0.15}})  # fmt: skip
+        out |= {paths[name]: picture(bands) for name, bands in images.items()}
+        keys = {"sar_key": f"s1/val{i}/2020-07-05", "eo_key": f"s2/val{i}/x", "days": VAL_DAYS[i]}
+        mae = {"translated": 0.05, "enhanced": 0.04 + 0.01 * i, "baseline_zero": 0.15}
+        samples.append(keys | {"images": paths, "mae": mae})
     out["evaluate/samples.json"] = json.dumps(samples).encode()
     land = scene(2.0, size=4 * size)
-    out["translate/scene/quicklook.png"] = _picture(_blurred(land, 4), alpha=True)
-    out["translate/scene/sar.png"] = _picture(_radar(land), alpha=True)
-    out["translate/scene/truth.png"] = _picture(land)
+    out["translate/scene/quicklook.png"] = picture(_blurred(land, 4), alpha=True)
+    out["translate/scene/sar.png"] = picture(_radar(land), alpha=True)
+    out["translate/scene/truth.png"] = picture(land)
     names = [f"Sentinel2_-55.{i}0_-4.39_2020_07_20" for i in range(4)]
     rows = [{"name": n, "status": "no SAR in range" if i == 3 else "translated"} for i, n in enumerate(names)]
-    out["translate/p/patches.parquet"] = _table(rows)
+    out["translate/p/patches.parquet"] = table(rows)
     for i, n in enumerate(names[:3]):
-        out[f"translate/p/translation/{n}.tiff"] = _picture(scene(i, size=size), "TIFF")
+        out[f"translate/p/translation/{n}.tiff"] = picture(scene(i, size=size), "TIFF")
     return out
 
 
@@ -252,7 +256,3 @@ def make(folder: Path, size: int = 128) -> Path:
     attributes = {"crs": "EPSG:32721", "transform": [10.0, 0.0, 600_000.0, 0.0, -10.0, 9_520_000.0]}
     shards.write_template(str(run), "translate/scene/mosaic.zarr", shards.mosaic_arrays(512, 512, 256), attributes)
     return run
-
-
-def refs(rows: Iterable[Verdict]) -> list[TileRef]:
-    return [v.ref for v in rows]

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sar2eo_dist import sources, storage
@@ -113,6 +113,7 @@ def test_a_missing_epoch_is_refused(root: str) -> None:
         sources.list_tiles(KIND, put(root, units=None, calendar=None), "s1")
 
 
+@settings(max_examples=50)
 @given(epoch=st.dates(dt.date(1950, 1, 1)), day=st.dates(dt.date(1950, 1, 1)), hours=st.booleans())
 def test_any_epoch_gives_the_same_day(epoch: dt.date, day: dt.date, hours: bool) -> None:
     unit, step = ("hours", 24) if hours else ("days", 1)

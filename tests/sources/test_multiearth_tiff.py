@@ -66,6 +66,7 @@ def s2(root: str, where: str = "-55.20_-4.39_2019_06_06", **bands: bytes | np.nd
 words = st.text("ABCDEFGHXYZ0123456789", min_size=1, max_size=6)
 
 
+@settings(max_examples=50)
 @given(
     sensor=words,
     band=st.lists(words, max_size=3).map("_".join),
@@ -79,7 +80,7 @@ def test_a_name_is_read_back_as_it_was_written(sensor: str, band: str, lon: int,
     assert (round(100 * name.lon), round(100 * name.lat)) == (lon, lat)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.text(max_size=40) | st.from_regex(r"Sentinel[12]_[A-Z0-9_]*_-?\d+\.\d\d_-?\d+_\d{4}_\d\d_\d\d\.tiff?"))
 @example("Sentinel1_VV_nan_inf_2019_06_08.tiff")
 @example("Sentinel1_VV_-55.20_-4.39_2019_06_08.tiff\n")
@@ -289,7 +290,7 @@ def test_bad_eo_is_refused_by_name(root: str, bands: dict[str, bytes | np.ndarra
     assert value in e.value.detail
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_pixels_or_a_named_fault(data: st.DataObject) -> None:
     whole = bytearray(tiff(DB[0], compress="deflate"))

@@ -178,7 +178,7 @@ def test_a_wrong_uri_has_a_name(root: str, tmp_path: Path) -> None:
 # windows --------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     row=st.integers(-150, H + 50), col=st.integers(-150, W + 50), height=st.integers(0, 200), width=st.integers(0, 200)
 )

@@ -1,18 +1,15 @@
-"""One Ray for the whole test run, and one small main job on it that many tests look at."""
+"""A small main job: its config and what it left. The fixtures `ray_session` and `main_job` are in conftest.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.collect import collect
 from sar2eo_dist.pipeline.evaluate import evaluate
+from sar2eo_dist.pipeline.job import keep
 from sar2eo_dist.pipeline.shard import shard
 from sar2eo_dist.pipeline.stage import Options, Summary
 from sar2eo_dist.pipeline.synthesise import synthesise, with_world
@@ -24,7 +21,7 @@ VERBS = [synthesise, collect, shard, train, translate, evaluate]
 SMALL = [
     "synthetic.enabled=true", "synthetic.places=[3, 6]", "synthetic.dates=2", "synthetic.scene=[300, 420]",
     "synthetic.reference=8", "cca.extractor=efficientnet_lite0", "cca.pack=8", "cca.slice=12", "cca.beta=0.2",
-    "split.cell_degrees=0.06", "split.val=0.4", "split.seed=1", "pairing.max_days=40", "shard.samples=8",
+    "split.cell_degrees=0.06", "split.val=0.3", "split.seed=4", "pairing.max_days=40", "shard.samples=4",
     "train.translate={options: {preset: tiny}, steps: 6, batch: 2, crop: 64, lr: 1.0e-3, checkpoint_every: 2, log_every: 2}",
     "train.enhance={options: {preset: tiny}, steps: 4, batch: 2, crop: 64, lr: 1.0e-3, checkpoint_every: 2, log_every: 2}",
     "translate={window: 128, overlap: 64, block: 128, max_days: 40, slice: 8}", "evaluate.slice=4", "evaluate.samples=2",
@@ -45,24 +42,11 @@ def small(base: Path, *more: str) -> Config:
     return with_world(load(overrides=[*SMALL, f"run.out={base / 'run'}", f"synthetic.root={base / 'world'}", *more]))
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
-    cluster.start(Config())
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def main_job(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The whole main job, once."""
-    cfg = small(tmp_path_factory.mktemp("job"))
-    summaries: dict[str, Summary] = {}
-    for verb in VERBS:
-        summaries[verb.__name__] = verb(cfg, Options())
-    return Done(cfg, summaries)
+def run(base: Path) -> Done:
+    """Every verb in turn."""
+    cfg = small(base)
+    keep(cfg)
+    return Done(cfg, {verb.__name__: verb(cfg, Options()) for verb in VERBS})
 
 
 def rerun(cfg: Config, verb: Any, **options: Any) -> Summary:

@@ -1,0 +1,143 @@
+"""GeoTIFFs over any fsspec URI, read by windows.
+
+Local files are GDAL's own; others are read by ranges through `storage`, so that a window costs its own tiles and an
+outage has storage's name. Sidecar files (.aux.xml, .msk, .ovr) are ignored: the digest covers one object.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import rasterio
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+from rasterio.abc import MultiByteRangeResourceContainer
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.session import DummySession
+from rasterio.windows import Window
+
+from sar2eo_dist import storage
+from sar2eo_dist.errors import BadInput, Sar2EoError, StorageError
+from sar2eo_dist.sources.ranged import RangedFile
+
+
+class _GdalFile:
+    """A RangedFile as rasterio's opener wants one. It never raises: an exception in GDAL's callback ends the process.
+
+    The error is kept in the container and zeros or nothing are given back; whoever asked GDAL looks there afterwards.
+    """
+
+    def __init__(self, container: _Container) -> None:
+        self._container = container
+        self._file = RangedFile(container.info)
+        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
+
+    def __enter__(self) -> _GdalFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size) or b""
+        except Exception as e:
+            self._container.error = self._container.error or e
+            return b""
+
+    def get_byte_ranges(self, offsets: list[int], sizes: list[int]) -> list[bytes]:
+        try:
+            return self._file.read_ranges(offsets, sizes)
+        except Exception as e:
+            self._container.error = self._container.error or e
+            return [bytes(size) for size in sizes]  # GDAL copies `size` bytes whatever the length
+
+
+class _Container:
+    """The one object that GDAL may see, under the name NAME."""
+
+    NAME = "raster.tif"
+
+    def __init__(self, info: storage.Info) -> None:
+        self.info = info
+        self.error: Exception | None = None
+
+    def open(self, path: str, mode: str = "r", **_: Any) -> _GdalFile:
+        if path != self.NAME:
+            raise FileNotFoundError(path)
+        return _GdalFile(self)
+
+    def isfile(self, path: str) -> bool:
+        return path == self.NAME
+
+    def isdir(self, path: str) -> bool:
+        return False
+
+    def ls(self, path: str) -> list[str]:
+        return []
+
+    def mtime(self, path: str) -> int:
+        return 0
+
+    def rm(self, path: str) -> None:
+        raise PermissionError(path)
+
+    def size(self, path: str) -> int:
+        return self.info.size
+
+
+MultiByteRangeResourceContainer.register(_Container)
+
+
+class Raster:
+    """An open GeoTIFF: `info` as listed, `dataset` of rasterio. For one thread: GDAL's handles must not be shared.
+
+    Raises BadInput (unreadable) for what is no GeoTIFF, and storage's errors. After a failed read it is to be closed:
+    GDAL may have kept half of what it asked for.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.info = storage.info(uri)
+        fs, path = storage.filesystem(uri)
+        self._container = None if isinstance(fs, LocalFileSystem) else _Container(self.info)
+        try:
+            with _gdal():
+                if self._container is None:
+                    self.dataset = rasterio.open(path, driver="GTiff")
+                else:
+                    self.dataset = rasterio.open(_Container.NAME, driver="GTiff", opener=self._container)
+        except RasterioError as e:
+            raise self._fault(f"does not open as GeoTIFF ({e})") from e
+        # At exit too: while the interpreter is torn down GDAL can no longer call back, and says so on the terminal.
+        self.close = weakref.finalize(self, self.dataset.close)
+
+    def read(self, bands: list[int], row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(pixels as stored (B, h, w), bool (B, h, w) where they are data) of 1-based bands; inside the raster.
+
+        No data: the nodata value, an internal mask, alpha. Raises BadInput (unreadable) and storage's errors.
+        """
+        window = Window(col, row, width, height)
+        flags = [self.dataset.mask_flag_enums[b - 1] for b in bands]
+        try:
+            with _gdal():
+                raw = self.dataset.read(bands, window=window)
+                masked = any(MaskFlags.all_valid not in f for f in flags)
+                valid = self.dataset.read_masks(bands, window=window) > 0 if masked else np.ones(raw.shape, bool)
+        except RasterioError as e:
+            raise self._fault(f"{window} does not decode ({e})") from e
+        if self._container and self._container.error:
+            raise self._fault("")
+        return raw, valid
+
+    def _fault(self, detail: str) -> Exception:
+        error = self._container.error if self._container else None
+        if error is None:
+            return BadInput("unreadable", self.info.uri, detail)
+        return error if isinstance(error, Sar2EoError) else StorageError(self.info.uri, f"read failed ({error!r})")
+
+
+def _gdal() -> Any:
+    return rasterio.Env(DummySession(), GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")

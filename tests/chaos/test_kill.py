@@ -1,0 +1,77 @@
+"""kill -9 of the driver in the middle of a verb, then the same command: it resumes, and every digest is equal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_job import SMALL, VERBS, Done
+
+from sar2eo_dist.ledger import Ledger
+from sar2eo_dist.pipeline.stage import Options
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parents[2]
+VERB = {v.__name__: v for v in VERBS}
+
+
+def start(verb: str, done: Done, out: Path) -> subprocess.Popen[bytes]:
+    overrides = [*SMALL, f"run.out={out}", f"synthetic.root={done.cfg.synthetic.root}"]
+    command = [sys.executable, f"jobs/{verb}.py", *(part for o in overrides for part in ("--set", o))]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def kill_when(process: subprocess.Popen[bytes], ready: object) -> None:
+    """SIGKILL the driver the moment `ready()` holds."""
+    limit = time.monotonic() + 150
+    while not ready():  # type: ignore[operator]
+        if process.poll() is not None or time.monotonic() > limit:
+            process.kill()
+            raise AssertionError(f"the job ended before it could be killed:\n{process.communicate()[0].decode()}")
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("stage", ["collect", "shard", "translate"])
+def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "run"
+    before = list(VERB)[: list(VERB).index(stage)]
+    for earlier in before[1:]:
+        shutil.copytree(Path(main_job.cfg.run.out) / "ledger" / earlier, out / "ledger" / earlier)
+    shutil.copytree(main_job.cfg.run.out, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ledger", stage, "evaluate"))
+    if stage == "shard":
+        shutil.rmtree(out / "shards")
+    planned = main_job.summaries[stage].planned
+    ledger = Ledger(str(out))
+    assert not ledger.done(stage)
+    kill_when(start(stage, main_job, out), lambda: len(ledger.done(stage)) >= 1)
+    finished = len(ledger.done(stage))
+    assert 1 <= finished < planned, "killed too late to show anything"
+    cfg = main_job.cfg.model_copy(update={"run": main_job.cfg.run.model_copy(update={"out": str(out)})})
+    again = VERB[stage](cfg, Options())
+    assert (again.status, again.resumed, again.done) == ("complete", finished, planned)
+    assert again.digest == main_job.summaries[stage].digest
+    assert not [p for p in out.rglob(".*.tmp") if time.time() - p.stat().st_mtime < 0]
+
+
+def test_a_killed_training_resumes_from_its_checkpoint_to_the_same_weights(main_job: Done, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ignore = shutil.ignore_patterns("train", "translate", "evaluate")
+    shutil.copytree(main_job.cfg.run.out, out, ignore=ignore)
+    checkpoints = out / "train" / "checkpoints"
+    kill_when(start("train", main_job, out), lambda: any(checkpoints.glob("*/checkpoint_*/meta.json")))
+    assert not Ledger(str(out)).done("train")
+    kept = sorted(p.parent.name for p in checkpoints.glob("*/checkpoint_*/meta.json"))
+    assert kept
+    cfg = main_job.cfg.model_copy(update={"run": main_job.cfg.run.model_copy(update={"out": str(out)})})
+    again = VERB["train"](cfg, Options())
+    assert again.digest == main_job.summaries["train"].digest
+    steps = [line for line in (out / "train" / "translate" / "history.jsonl").read_text().splitlines() if line]
+    assert len(steps) == 3

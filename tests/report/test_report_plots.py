@@ -1,0 +1,94 @@
+"""Plots: well-formed, theme colours only, nothing from outside, the same bytes twice."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+
+import matplotlib
+import numpy as np
+import pytest
+
+from sar2eo_dist.report import plots
+
+VARIABLES = {"currentColor", "none", *(c for c in plots._CSS.values())}
+
+
+def checked(svg: str) -> ET.Element:
+    """Parse, and check what every plot must keep."""
+    root = ET.fromstring(svg.replace("xlink:href", "href"))
+    colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg))
+    assert colours <= VARIABLES, colours
+    assert "http" not in svg
+    assert "<style" not in svg
+    assert root.get("role") == "img"
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", svg)) <= set(ids)
+    return root
+
+
+def words(root: ET.Element) -> list[str]:
+    return ["".join(t.itertext()) for t in root.iter("text")]
+
+
+def bars(root: ET.Element, colour: str) -> int:
+    return sum(colour in (p.get("style") or "") for p in root.iter("path"))
+
+
+def test_histogram_counts_both_sides_of_the_threshold() -> None:
+    scores = np.array([10.0, 11.0, 12.0, 50.0, 51.0, 90.0])
+    svg, beyond = plots.score_histogram(scores, scores >= 40, 40.0)
+    root = checked(svg)
+    assert beyond == 0
+    assert "threshold" in words(root)
+    assert "tiles" in words(root)
+    assert plots.score_histogram(scores, scores >= 40, 40.0)[0] == svg
+    assert "threshold" not in words(checked(plots.score_histogram(scores, scores >= 40, None)[0]))
+
+
+def test_one_far_score_does_not_squeeze_the_rest() -> None:
+    scores = np.concatenate([np.linspace(190, 210, 999), [9000.0]])
+    svg, beyond = plots.score_histogram(scores, scores > 195, 195.0)
+    assert beyond == 1
+    assert all(float(w) < 300 for w in words(checked(svg)) if re.fullmatch(r"\d+(\.\d+)?", w))
+
+
+@pytest.mark.parametrize("scores", [[5.0], [5.0, 5.0, 5.0], [0.0, 0.0], [-3.0, 1e9]])
+def test_degenerate_scores(scores: list[float]) -> None:
+    values = np.array(scores)
+    for threshold in (None, values[0], values[0] - 100):
+        checked(plots.score_histogram(values, np.ones(len(values), bool), threshold)[0])
+
+
+def test_day_bars_stack_the_splits() -> None:
+    days = {"train": Counter({-3: 4, 0: 2}), "val": Counter({0: 1}), "elsewhere": Counter({2: 1})}
+    root = checked(plots.day_bars(days))
+    assert {"-3", "0"} <= {w.replace("\N{MINUS SIGN}", "-") for w in words(root)}
+    assert bars(root, "var(--s-train)") == 6  # one for each day from -3 to 2
+    checked(plots.day_bars({"val": Counter({0: 1})}))
+
+
+def test_loss_curve_has_gaps_and_scales() -> None:
+    steps = list(range(1, 601))
+    falling = [100.0 / s**1.5 for s in steps]
+    falling[50] = float("nan")
+    root = checked(plots.loss_curve(steps, falling, "a"))
+    assert {"0.1", "1", "10"} <= set(words(root))  # logarithmic
+    linear = words(checked(plots.loss_curve(steps, [-1.0 + s / 1000 for s in steps], "b")))
+    assert any(w.startswith("\N{MINUS SIGN}") for w in linear)
+    checked(plots.loss_curve([7], [0.3], "one point"))
+    checked(plots.loss_curve([20_000, 40_000], [0.0, float("inf")], "c"))
+
+
+def test_two_plots_share_no_ids_and_a_users_style_changes_nothing() -> None:
+    steps, values = [1, 2, 3], [3.0, 2.0, 1.0]
+    ids = [set(re.findall(r'\bid="([^"]+)"', plots.loss_curve(steps, values, n))) for n in ("a", "b")]
+    assert not ids[0] & ids[1]
+    before = plots.loss_curve(steps, values, "a")
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9, "svg.fonttype": "path"}
+    ):
+        assert plots.loss_curve(steps, values, "a") == before
+        assert matplotlib.rcParams["font.size"] == 30
