@@ -36,6 +36,8 @@ class Data(Section):
     s2: str = Field("", description="TIFF folder or NetCDF file of Sentinel-2")
     target: str = Field("", description="MultiEarth target NetCDF (places and dates without images), for patch output")
     scene: str = Field("", description="geocoded S1 scene (COG with VV, VH) to translate into a mosaic")
+    units: Literal["", "db", "linear"] = Field("", description="of the scene; empty = what its tags declare")
+    quantity: Literal["", "sigma0", "gamma0"] = Field("", description="of the scene; empty = what its tags declare")
     truth: str = Field("", description="synthetic world only: COG of the scene's cloud-free truth, for the report")
 
 

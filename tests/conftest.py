@@ -20,6 +20,15 @@ def need(what: str, present: bool, why: str) -> None:
         (pytest.fail if what in REQUIRED else pytest.skip)(f"{what} absent: {why}")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmark", action="store_true", help="run tests/bench (make bench)")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Benchmarks are no tests: `make bench` alone collects them."""
+    return True if collection_path.name == "bench" and not config.getoption("--benchmark") else None
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """The folder of real Sentinel samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sar2eo_dist.errors import ModelError
 
 
-class BaseTrainer:
+class BaseTrainer(ABC):
     """Networks and their optimisers by the same name; see `models.Trainer` for the contract."""
 
     def __init__(self, networks: dict[str, nn.Module], optimisers: dict[str, torch.optim.Optimizer]) -> None:
@@ -24,8 +25,9 @@ class BaseTrainer:
         """Forward passes that train go through `fn(module)` from now on."""
         self.running = {name: fn(net) for name, net in self.networks.items()}
 
+    @abstractmethod
     def learning_rate(self, index: int) -> float:
-        raise NotImplementedError
+        """The rate of step `index`."""
 
     def set_learning_rate(self, index: int) -> None:
         rate = self.learning_rate(index)

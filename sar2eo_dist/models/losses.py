@@ -82,4 +82,5 @@ def perceptual(fake: Tensor, real: Tensor, features: Backbone, weights: Sequence
     found = features(fake)
     if len(found) != len(weights):
         raise ModelError(f"the perceptual backbone gives {len(found)} maps for {len(weights)} weights")
-    return torch.stack([w * functional.l1_loss(f, r) for w, f, r in zip(weights, found, wanted, strict=True)]).sum()
+    terms = zip(weights, found, wanted, strict=True)
+    return torch.stack([w * functional.l1_loss(f, r.detach()) for w, f, r in terms]).sum()

@@ -59,10 +59,10 @@ class Options:
         require(self.perceptual in losses.BACKBONES, f"pix2pixhd: no perceptual backbone {self.perceptual!r}")
 
 
-#: `tiny`: 15.2 kMAC a pixel for 3 -> 3 bands, for tests and the demo; L1 steadies its short training
+#: `tiny`: 15.2 kMAC a pixel for 3 -> 3 bands, for tests and the demo; pix2pix's L1 weight steadies a short training
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "tiny": {"ngf": 12, "n_downsampling": 3, "n_blocks": 3, "ndf": 16, "lambda_l1": 10.0},
+    "tiny": {"ngf": 12, "n_downsampling": 3, "n_blocks": 3, "ndf": 16, "lambda_l1": 100.0},
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from sar2eo_dist import storage
-from sar2eo_dist.config import Config, Data, Synthetic
+from sar2eo_dist.config import Config, Synthetic
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
@@ -34,7 +34,7 @@ def with_world(cfg: Config) -> Config:
     data = {k: getattr(cfg.data, k) or storage.join(root, v) for k, v in places.items()}
     reference = cfg.cca.reference or storage.join(root, "reference")
     cca = cfg.cca.model_copy(update={"reference": reference if cfg.cca.profile != "none" else ""})
-    return cfg.model_copy(update={"data": Data(kind=cfg.data.kind, **data), "cca": cca})
+    return cfg.model_copy(update={"data": cfg.data.model_copy(update=data), "cca": cca})
 
 
 def synthesise(cfg: Config, opts: Options) -> Summary:

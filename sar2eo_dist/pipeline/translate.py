@@ -96,7 +96,7 @@ def translate(cfg: Config, opts: Options) -> Summary:
 
 def plan_mosaic(cfg: Config, weights: str) -> Mosaic:
     """The mosaic of `data.scene`: its folder carries the digest of scene, weights and config."""
-    scene = scenes.open_scene(storage.absolute(cfg.data.scene))
+    scene = scenes.open_scene(storage.absolute(cfg.data.scene), cfg.data.units, cfg.data.quantity)
     t = cfg.translate
     grid = Grid(scene.crs, scene.transform, scene.width, scene.height, t.window, t.overlap, t.block, MULTIPLE)
     stem = storage.name(scene.uri).rsplit(".", 1)[0]

@@ -14,6 +14,7 @@ from PIL import Image
 from sar2eo_dist import sources, storage
 from sar2eo_dist.errors import AccessDenied, BadInput, Sar2EoError, Unavailable
 from sar2eo_dist.records import TileRef
+from sar2eo_dist.report.load import part
 from sar2eo_dist.report.text import redact
 
 DN_RANGE = (0, 3000)  # display range of B4, B3, B2; the same for every tile, so that brightness can be compared
@@ -63,11 +64,8 @@ class Album:
 
     def file(self, path: str, side: int = 1024, quality: int = 88) -> Picture:
         """A picture file of the run folder (path relative to it), made no larger than `side` pixels."""
-        uri = storage.join(self.run, path)
-        if path.startswith("/") or "://" in path or ".." in path.split("/"):
-            return Picture(missing=f"not a path inside the run folder: {redact(path)}")
         try:
-            with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
+            with Image.open(io.BytesIO(storage.read_bytes(part(self.run, path)))) as image:
                 image.load()
                 return self._embed(image, side, quality)
         except Sar2EoError as e:
@@ -78,7 +76,7 @@ class Album:
             SyntaxError,
             Image.DecompressionBombError,
         ) as e:
-            return Picture(missing=redact(f"unreadable picture ({type(e).__name__}: {e}): {path}"))
+            return Picture(missing=redact(f"unreadable picture, {type(e).__name__}: {e} ({path})"))
 
     def _embed(self, image: Image.Image, side: int, quality: int) -> Picture:
         seen = image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -124,6 +124,13 @@ def load(uri: str) -> Run:
     return run
 
 
+def part(run: str, path: str) -> str:
+    """The URI of a part of the run folder. Raises ValueError for a path that leads out of it."""
+    if path.startswith("/") or "://" in path or "::" in path or ".." in path.split("/"):
+        raise ValueError(f"not a path inside the run folder: {path}")
+    return storage.join(run, path)
+
+
 def _part(run: Run, path: str, parse: Callable[[bytes], T]) -> T | None:
     """One object, parsed; None where it is not there; None and a problem where it is not what it should be."""
     try:

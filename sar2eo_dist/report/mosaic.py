@@ -18,7 +18,7 @@ from sar2eo_dist import storage
 from sar2eo_dist.errors import NotFound
 from sar2eo_dist.report.facts import spaced
 from sar2eo_dist.report.images import Album, Picture
-from sar2eo_dist.report.load import Run
+from sar2eo_dist.report.load import Run, part
 from sar2eo_dist.report.text import count, minus, number
 
 LOOKS = (("sar_quicklook", "SAR"), ("quicklook", "Translated"), ("truth_quicklook", "Truth"))
@@ -83,7 +83,7 @@ def _georeference(run: Run, path: str) -> list[tuple[str, str]]:
 
 
 def _metadata(run: Run, path: str) -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run.uri, path)))
+    tree: dict[str, Any] = json.loads(storage.read_bytes(part(run.uri, path)))
     return tree
 
 
@@ -116,7 +116,7 @@ def patches(run: Run, album: Album) -> Patches | None:
     table = stage.outputs.get("patch_table", "")
     if table:
         try:
-            rows = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(run.uri, table)))).to_pylist()
+            rows = pq.read_table(io.BytesIO(storage.read_bytes(part(run.uri, table)))).to_pylist()
             names = [str(r["name"]) for r in rows if r["status"] == "translated"]
             without = len(rows) - len(names)
         except (NotFound, ValueError, KeyError, OSError, pa.ArrowException) as e:

@@ -51,12 +51,12 @@ def _style() -> Iterator[None]:
 def score_histogram(scores: Floats, kept: npt.NDArray[np.bool_], threshold: float | None) -> tuple[str, int]:
     """Histogram of finite scores, kept and dropped, with the threshold as a line: (svg, scores beyond the axis).
 
-    The axis spans the bulk (0.5 to 99.5 %) and the threshold: one far outlier must not squeeze all else into one bar.
+    The axis spans the bulk (0.5 to 99.5 %, and half as much again on either side) and the threshold: one far outlier
+    must not squeeze all else into one bar.
     """
     low, high = (float(q) for q in np.quantile(scores, [0.005, 0.995]))
-    full = float(np.max(scores) - np.min(scores))
-    if full <= 2 * (high - low):
-        low, high = float(np.min(scores)), float(np.max(scores))
+    margin = (high - low) / 2
+    low, high = max(low - margin, float(np.min(scores))), min(high + margin, float(np.max(scores)))
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
     width = (high - low) / 36 or max(abs(high), 1.0) / 36

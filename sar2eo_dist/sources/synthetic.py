@@ -1,6 +1,6 @@
 """A seeded Amazon-like world of any size: ground, Sentinel-1, Sentinel-2, and the truth beside them.
 
-Every pixel is a pure function of (seed, date, absolute row and column): a window equals the crop of any larger window, bit
+Every pixel is a pure function of (seed, date, absolute row and column): a window equals the crop of any larger one, bit
 for bit, so size never costs memory. Made from scratch: no real pixel is in it, and no number of it says anything about
 the real Amazon. Class means follow what Sentinel patches of Para show.
 """
@@ -49,7 +49,7 @@ _DN: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 #: how much texture, crown, tone, hue and shade move the reflectance of each cover (share for one unit)
 _MOVES: tuple[tuple[float, ...], ...] = (
     (.055, .07, .10, .03, .02, .03, .08, .02, .03, .05, .02, .02, .02, .01, .02),
-    (.120, .12, .10, .08, .05, .04, .10, .03, .10, .10, .10, .10, .02, .01, .05),
+    (.150, .15, .12, .08, .05, .04, .10, .03, .10, .10, .10, .10, .02, .01, .05),
     (.000, .00, .15, .08, .20, .22, .25, .06, .30, .20, .13, .25, .10, .12, .10),
     (.000, .00, .12, .22, .30, .12, .15, .00, .00, .10, .00, .00, .00, .08, .00),
     (.055, .03, .05, .03, .03, .03, .03, .00, .00, .00, .00, .00, .00, .00, .00),
@@ -74,8 +74,8 @@ _SAR_MOVES: tuple[tuple[float, ...], ...] = (
 class EOView:
     """What Sentinel-2 saw. bands: uint16 DN (B, h, w), offset 0, 0 = no data; qa60: uint16 (h, w), bits 10 and 11.
 
-    Truth: cloud: bool (h, w), thick or thin cloud (haze and shadow are not); valid: bool (h, w); cloud_fraction of the valid
-    pixels, 0..1; label: one of LABELS, what best names the whole window.
+    Truth: cloud: bool (h, w), thick or thin cloud (haze and shadow are not); valid: bool (h, w); cloud_fraction of the
+    valid pixels, 0..1; label: one of LABELS, what best names the whole window.
     """
 
     bands: U16
@@ -192,7 +192,8 @@ class World:
         r, c = np.arange(row, row + h), np.arange(col, col + w)
         facing = f(1 if orbit(date) == "ascending" else -1)  # ascending looks east, onto slopes that face west
         by_texture, by_tone, by_hue, by_slope = (np.array(m, np.float32)[g.cover] for m in _SAR_MOVES)
-        common = by_texture * g.texture + by_tone * g.tone + by_hue * g.hue + by_slope * np.clip(g.slope, f(-3), f(3)) * facing
+        common = by_texture * g.texture + by_tone * g.tone + by_hue * g.hue
+        common += by_slope * np.clip(g.slope, f(-3), f(3)) * facing
         wind, moist = sn.key(k, "wind") / 2**31 - 1, 0.35 * (sn.key(k, "moist") / 2**31 - 1)
         out = np.empty((2, h, w), np.float32)
         grainy = sn.speckle(sn.key(k, "speckle"), r, c)

@@ -1,7 +1,7 @@
 """The ground of the synthetic world: where forest, water, clearings, savanna and towns lie, and how they look.
 
-Lines (rivers, streams, roads) are level lines of warped coordinates: they run through the whole world, meander, and need no
-neighbourhood. Plots are cells of the road's own coordinates, which gives the fishbone of Rondonia and Para.
+Lines (rivers, streams, roads) are level lines of warped coordinates: they run through the whole world, meander, and
+need no neighbourhood. Plots are cells of the road's own coordinates, which gives the fishbone of Rondonia and Para.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Plots:
 
 
 def _settlement(seed: int, r: I64, c: I64) -> _Plots:
-    """Highways, side roads at right angles to them, cleared plots along both, towns on the highways. Coordinates in pixels."""
+    """Highways, side roads at right angles to them, cleared plots along both, towns on the highways."""
     k = sn.key(seed, "highways")
     angle = (sn.key(k, "angle") / 2**32 - 0.5) * 2.4
     v, u = _rotated(angle, r, c)
@@ -203,7 +203,8 @@ def survey(seed: int, row: int, col: int, h: int, w: int) -> Ground:
     kind, shine, green = (sn.again(plots.plot, n) for n in (2, 3, 4))
     trees = (crown + f(0.5) * texture > f(2.1)) | gallery
     cleared = plots.cleared & ~(trees & (kind < f(0.9)))
-    use = np.select([kind < f(0.66), kind < f(0.84), kind < f(0.93)], [Cover.PASTURE, Cover.REGROWTH, Cover.SOIL], Cover.BURN)
+    uses = [Cover.PASTURE, Cover.REGROWTH, Cover.SOIL]
+    use = np.select([kind < f(0.66), kind < f(0.84), kind < f(0.93)], uses, Cover.BURN)
     cover[cleared] = use[cleared]
     tone[cleared] = (shine * f(2) - f(1))[cleared] * f(0.7) + f(0.25) * texture[cleared]
     hue[cleared] = (green * f(2) - f(1))[cleared] * f(0.8) + f(0.2) * texture[cleared]

@@ -1,6 +1,6 @@
 """The synthetic world as MultiEarth NetCDF-4: one file a sensor and a target file without images, written with h5py.
 
-Dimensions, order of variables, attributes, dtypes, chunks, compression and fill values are those of the challenge's sample files
+Dimensions, attributes, dtypes, chunks, compression and fill values are those of the challenge's sample files
 (MIT-AI-Accelerator/multiearth-challenge, sample_dataset): bands stored alphabetically, (lat, lon), days since an epoch
 of each file's own.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo_dist import storage
-from sar2eo_dist.records import PATCH, S1, S2, S2_BANDS, Artifact
+from sar2eo_dist.records import PATCH, S1, S2, Artifact
 from sar2eo_dist.sources.synthetic import World, patch_window
 
 FILL_INT = -9223372036854775806  # NC_FILL_INT64
@@ -30,7 +30,7 @@ _PLACE_DOC = "The latitude and longitude in decimal degrees corresponding to the
 _DATE_DOC = "The dates the images were collected."
 _SENSORS = {
     S1: ("Sentinel-1", "S1_GRD", ("VH", "VV"), np.float32, np.nan, dt.date(2015, 4, 30)),
-    S2: ("Sentinel-2", "S2_SR_HARMONIZED", ("B2", "B3", "B4", "QA60"), np.uint16, 65535, dt.date(2018, 12, 13)),
+    S2: ("Sentinel-2", "S2_SR_HARMONIZED", ("B1", "B2", "B3", "B4", "QA60"), np.uint16, 65535, dt.date(2018, 12, 13)),
 }
 _TARGET_EPOCH = dt.date(2021, 5, 1)
 Rows = list[tuple[float, float, dt.date]]  # (lon, lat, date)
@@ -44,7 +44,7 @@ def write_multiearth_netcdf(
     sar_dates: Sequence[dt.date],
     eo_dates: Sequence[dt.date],
 ) -> None:
-    """Write both sensors' acquisitions of (lon, lat) places as MultiEarth NetCDF files, one patch in memory at a time."""
+    """Both sensors' acquisitions of (lon, lat) places as MultiEarth NetCDF files, one patch in memory at a time."""
     write_sensor(world, S1, uri_s1, places, sar_dates)
     write_sensor(world, S2, uri_s2, places, eo_dates)
 
@@ -52,7 +52,7 @@ def write_multiearth_netcdf(
 def write_sensor(
     world: World, sensor: str, uri: str, places: Sequence[tuple[float, float]], dates: Sequence[dt.date]
 ) -> Artifact:
-    """One sensor's file: `images` (index, data_band, channel = 1, row, col), places in order, dates within. Deterministic."""
+    """One sensor's file, places in order, dates within: `images` (index, data_band, channel = 1, row, col)."""
     name, catalog, bands, dtype, fill, epoch = _SENSORS[sensor]
     rows = [(lon, lat, date) for lon, lat in places for date in dates]
 
@@ -80,7 +80,7 @@ def write_sensor(
 
 
 def write_targets(uri: str, places: Sequence[tuple[float, float]], dates: Sequence[dt.date]) -> Artifact:
-    """A target file: the Sentinel-2 images that are asked for, by place and date, without `images`. Deterministic."""
+    """A target file: the Sentinel-2 images that are asked for, by place and date, without `images`."""
     rows = [(lon, lat, date) for lon, lat in places for date in dates]
 
     def build(h5: h5py.File) -> None:
@@ -97,9 +97,8 @@ def _patch(world: World, sensor: str, bands: Sequence[str], lon: float, lat: flo
     window = patch_window(lon, lat)
     if sensor == S1:
         return world.sar(date, *window)[::-1]  # VH, VV
-    view = world.eo(date, *window)
-    planes = dict(zip(S2_BANDS, view.bands, strict=True)) | {"QA60": view.qa60}
-    return np.stack([planes[b] for b in bands])
+    view = world.eo(date, *window, bands=bands[:-1])
+    return np.concatenate([view.bands, view.qa60[None]])
 
 
 def _publish(uri: str, build: Callable[[h5py.File], None]) -> Artifact:
@@ -158,5 +157,5 @@ def _attach(h5: h5py.File, data: Any, dims: Sequence[str], ids: Sequence[int]) -
     data.attrs["_Netcdf4Coordinates"] = np.array(ids, np.int32)
     for n, dim in enumerate(dims):
         data.dims[n].attach_scale(h5[dim])
-    if dims[0] == "index":
+    if dims != ("index", "geo_coord"):
         data.attrs["_Netcdf4Dimid"] = np.int32(0)

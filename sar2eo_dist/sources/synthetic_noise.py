@@ -1,7 +1,7 @@
 """Random fields of the synthetic world: pure functions of (key, absolute pixel coordinates).
 
-Only integer hashes, table look-ups and correctly rounded arithmetic (+ - * / sqrt) are used, element by element, so a value
-does not depend on the window that it is computed in, bit for bit, nor on the width of the machine's vector unit.
+Only integer hashes, table look-ups and correctly rounded arithmetic (+ - * / sqrt) are used, element by element, so a
+value does not depend on the window that it is computed in, bit for bit, nor on the width of the machine's vector unit.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _weights(x: I64, scale: int) -> tuple[I64, F32]:
 def noise(k: int, r: I64, c: I64, scale: int | tuple[int, int]) -> F32:
     """Smooth noise (len(r), len(c)), about N(0, 1): cubic B-spline over hashed nodes `scale` pixels apart.
 
-    r, c: ascending absolute coordinates; scale: one number, or (rows, columns) for streaks. The value lies within +-3.6.
+    r, c: ascending absolute coordinates; scale: one number, or (rows, columns) for streaks. Values lie within +-3.62.
     """
     sr, sc = scale if isinstance(scale, tuple) else (scale, scale)
     (i, wr), (j, wc) = _weights(r, sr), _weights(c, sc)
@@ -101,7 +101,7 @@ def noise(k: int, r: I64, c: I64, scale: int | tuple[int, int]) -> F32:
 
 
 def _blend(nodes: F32, first: I64, weights: F32, axis: int) -> F32:
-    """Sum of four neighbouring nodes along an axis, weighted; buffers are reused, for fresh ones cost more than the sums."""
+    """Weighted sum of four neighbouring nodes along an axis; buffers are reused: fresh ones cost more than the sums."""
     out: F32 = nodes.take(first, axis)
     out *= weights[0]
     part = np.empty_like(out)
@@ -126,10 +126,12 @@ def fbm(k: int, r: I64, c: I64, scales: tuple[int, ...], gains: tuple[float, ...
 def rank(x: F32) -> F32:
     """The normal distribution function, within 0.01, so that thresholds are shares: [0, 1]."""
     f = np.float32
-    y = x * f(0.7979) * (f(1) + f(0.0447) * x * x)
+    y: F32 = x * f(0.7979) * (f(1) + f(0.0447) * x * x)
     y *= (f(27) + y * y) / (f(27) + f(9) * y * y)  # tanh, rational
-    u: F32 = f(0.5) + f(0.5) * np.clip(y, f(-1), f(1))
-    return u
+    np.clip(y, f(-1), f(1), out=y)
+    y *= f(0.5)
+    y += f(0.5)
+    return y
 
 
 def step(x: F32, low: float, high: float) -> F32:
@@ -142,14 +144,14 @@ def step(x: F32, low: float, high: float) -> F32:
 def soften(x: F32) -> F32:
     """[1 2 1] / 4 in both directions, valid part: (h + 2, w + 2) -> (h, w). A point spread of about 2 pixels."""
     half, quarter = np.float32(0.5), np.float32(0.25)
-    rows = x[1:-1] * half + (x[:-2] + x[2:]) * quarter
+    rows: F32 = x[1:-1] * half + (x[:-2] + x[2:]) * quarter
     out: F32 = rows[:, 1:-1] * half + (rows[:, :-2] + rows[:, 2:]) * quarter
     return out
 
 
 @functools.cache
 def _gamma_quantiles() -> U32:
-    """(65536,) quantiles of the Gamma distribution of shape LOOKS / 9, in 1 / _UNIT: nine of them sum to Gamma(LOOKS)."""
+    """(65536,) quantiles of the Gamma distribution of shape LOOKS / 9, in 1 / _UNIT: nine add up to Gamma(LOOKS)."""
     a = LOOKS / _BOX**2
     x = np.concatenate([[0.0], np.geomspace(1e-9, 16.0, 20000)])
     total, term = np.full_like(x, 1 / math.gamma(a + 1)), np.full_like(x, 1 / math.gamma(a + 1))
@@ -172,8 +174,8 @@ def _decibel() -> F32:
 def speckle(k: int, r: I64, c: I64) -> tuple[F32, F32]:
     """Two independent multiplicative speckles in dB, (len(r), len(c)) float32 each.
 
-    Intensity is exactly Gamma(LOOKS) of mean 1 (to 16 bits), and neighbours share two thirds of their looks: lag-1 and lag-2
-    correlations 0.67 and 0.33, where Sentinel-1 patches of 10 m show 0.77 and 0.40.
+    Intensity is Gamma(LOOKS) of mean 1, to 16 bits, and neighbours share two thirds of their looks: correlations at
+    lag 1 and 2 are 0.67 and 0.33, where Sentinel-1 patches of 10 m show 0.77 and 0.40.
     """
     rows, cols = np.arange(r[0] - 1, r[-1] + 2), np.arange(c[0] - 1, c[-1] + 2)
     h = lattice(k, rows, cols)

@@ -1,7 +1,7 @@
-"""What stands between the ground of the synthetic world and Sentinel-2: clouds, shadows, haze, twilight, swath gaps, QA60.
+"""What stands between the synthetic ground and Sentinel-2: clouds, shadows, haze, twilight, swath gaps, QA60.
 
-Every field is a pure function of (seed, date, absolute position). A weather field of several kilometres decides how much
-cloud there is, so one date holds everything from clear to overcast.
+Every field is a pure function of (seed, date, absolute position). A weather field of several kilometres decides how
+much cloud there is, so one date holds everything from clear to overcast.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TOP_DN = np.float32(7600)
 
 @dataclass(frozen=True, slots=True)
 class Sky:
-    """All (h, w). thick, thin, shadow, haze: float32 opacity 0..1; top: float32 DN of the cloud's top; light: float32, 1 = day;
-    lamp: bool, a light source at night; valid: bool, inside the swath; qa60: uint16."""
+    """All (h, w). thick, thin, shadow, haze: float32 opacity 0..1; top: float32 DN of the cloud's top; light: float32,
+    1 = day; lamp: bool, a light source at night; valid: bool, inside the swath; qa60: uint16."""
 
     thick: F32
     thin: F32
@@ -53,8 +53,8 @@ def wetness(date: dt.date) -> float:
 
 
 def gap(k: int, date: dt.date, r: I64, c: I64, width: int) -> Bool:
-    """True in the slanted, lens-shaped gaps without data that neighbouring swaths leave, (len(r), len(c)): at most `width`
-    pixels wide and 1200 long, one in 5200 columns by 3400 rows."""
+    """True in the slanted, lens-shaped gaps without data that neighbouring swaths leave, (len(r), len(c)): at most
+    `width` pixels wide and 1200 long, one in 5200 columns by 3400 rows."""
     k = sn.key(k, "swath", date.isoformat())
     along = np.mod(r - k % 3400, 3400) - 600
     half = np.where(np.abs(along) < 600, width * (360_000 - along * along) // 720_000, 0)
@@ -68,8 +68,9 @@ def _opacity(k: int, r: I64, c: I64, wet: float) -> tuple[F32, F32, F32]:
     f = np.float32
     weather = sn.rank(sn.fbm(sn.key(k, "weather"), r, c, (520, 170), (1.0, 0.35))) + f(0.10 * (wet - 0.3))
     # Threshold of the cumulus field along the rank of the weather: none, specks at 2.6, half at 0, closed below -3.
-    level = f(4.5) - f(38) * np.clip(weather - f(0.64), f(0), f(0.05)) - f(9) * np.clip(weather - f(0.69), f(0), f(0.14))
-    level -= f(15) * np.clip(weather - f(0.83), f(0), f(0.09)) + f(30) * np.clip(weather - f(0.92), f(0), f(1))
+    level = np.full_like(weather, 4.5)
+    for start, end, fall in ((0.64, 0.69, 38), (0.69, 0.83, 9), (0.83, 0.92, 15), (0.92, 2.0, 30)):
+        level -= f(fall) * np.clip(weather - f(start), f(0), f(end - start))
     puff = sn.fbm(sn.key(k, "puff"), r, c, (74, 34, 15, 7, 3), (1.0, 0.62, 0.4, 0.25, 0.13))
     thick = sn.step(puff - level, -0.12, 0.34)
     veil = sn.rank(sn.fbm(sn.key(k, "veil"), r, c, (610, 210), (1.0, 0.4)))

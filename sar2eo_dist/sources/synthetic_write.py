@@ -1,4 +1,4 @@
-"""The synthetic world as files: MultiEarth TIFFs and NetCDF, a cloud reference set, COG scenes, and the truth beside them.
+"""The synthetic world as files: MultiEarth TIFFs and NetCDF, a cloud reference set, COG scenes, and the truth.
 
     sent1/, sent2/           one-band TIFFs as in the challenge; B4, B3, B2 and QA60
     truth/<place>.parquet    TRUTH: what each acquisition of a place holds
@@ -50,7 +50,7 @@ NETCDF_PLACES = 4
 BLOCK = 512  # window of scene writing: memory is bounded by it
 GAP = 384  # pixels of ground between the patches and the scene
 
-#: one row an acquisition. key: as TileRef.key; label: one of synthetic.LABELS, "" for S1; clear: path of the clear image
+#: one row an acquisition. key: as TileRef.key; label: of synthetic.LABELS, "" for S1; clear: path of the clear image
 TRUTH = pa.schema(
     [pa.field(n, t, nullable=False) for n, t in {
         "key": pa.string(), "cloud_fraction": pa.float64(), "valid_fraction": pa.float64(), "label": pa.string(),
@@ -95,7 +95,9 @@ def write(task: Task, cfg: Synthetic, root: str) -> list[Artifact]:
 def _write_place(index: int, cfg: Synthetic, root: str) -> list[Artifact]:
     world, (lon, lat) = World(cfg.seed), places(cfg)[index]
     window, place = syn.patch_window(lon, lat), place_key(lon, lat)
-    out, rows, seasons = [], [], {}
+    out: list[Artifact] = []
+    rows: list[tuple[object, ...]] = []
+    seasons: dict[str, dt.date] = {}
 
     def put(sensor: str, date: dt.date, band: str, pixels: npt.NDArray[Any]) -> None:
         folder, name = {S1: ("sent1", "Sentinel-1"), S2: ("sent2", "Sentinel-2")}[sensor]
@@ -114,7 +116,8 @@ def _write_place(index: int, cfg: Synthetic, root: str) -> list[Artifact]:
         path = f"truth/clear_{place}_{season}.tiff"
         if seasons.setdefault(season, date) == date:
             tags = {"DATE": date.isoformat(), "SEASON": season}
-            data = _tiff(world.clear(date, *window), crs=syn.CRS, transform=Affine(*syn.transform(*window[:2])), tags=tags)
+            frame = Affine(*syn.transform(*window[:2]))
+            data = _tiff(world.clear(date, *window), crs=syn.CRS, transform=frame, tags=tags)
             out.append(storage.publish(root, path, data))
         valid = float(np.mean(view.valid))
         rows.append((f"{S2}/{place}/{date}", view.cloud_fraction, valid, view.label, "descending", path))
@@ -127,9 +130,8 @@ def _write_place(index: int, cfg: Synthetic, root: str) -> list[Artifact]:
 
 def _tiff(pixels: npt.NDArray[Any], **options: Any) -> bytes:
     """(B, h, w) -> a deflated GeoTIFF; without CRS and geotransform unless given."""
-    predictor = 3 if pixels.dtype.kind == "f" else 2
-    height = pixels.shape[1]
-    return _raster(pixels, driver="GTiff", compress="deflate", zlevel=1, predictor=predictor, blockysize=height, **options)
+    options |= {"predictor": 3 if pixels.dtype.kind == "f" else 2, "blockysize": pixels.shape[1]}
+    return _raster(pixels, driver="GTiff", compress="deflate", zlevel=1, **options)
 
 
 def _raster(pixels: npt.NDArray[Any], tags: dict[str, str] | None = None, **profile: Any) -> bytes:
@@ -189,7 +191,7 @@ def _write_netcdf(index: int, cfg: Synthetic, root: str) -> list[Artifact]:
 
 
 def scene_frame(cfg: Synthetic) -> tuple[dt.date, int, int]:
-    """(S1 date, row, column) of the scene's first pixel: east of every patch, on the first date whose swath gap shows in it."""
+    """(S1 date, row, column) of the scene's first pixel: east of every patch, the first date whose gap shows in it."""
     corners = [syn.to_pixel(*p) for p in places(cfg)]
     row, col = min(r for r, _ in corners) - PATCH // 2, max(c for _, c in corners) + PATCH // 2 + GAP
     h, w = cfg.scene

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,23 +12,13 @@ from hypothesis import strategies as st
 
 from sar2eo_dist.errors import ModelError
 from sar2eo_dist.evaluation.metrics import LOWER_IS_BETTER, NAMES, image_metrics
+from sar2eo_dist.models import _torchvision
 
 
 @pytest.fixture(scope="module")
-def torchmetrics_image() -> Iterator[Any]:
-    """torchmetrics.functional.image; on CPU-only torch the registry's torchvision needs two empty operators first."""
-    import torch
-
-    name = "torchmetrics.functional.image"
-    try:
-        yield importlib.import_module(name)
-    except RuntimeError:
-        for module in [m for m in sys.modules if m.partition(".")[0] in {"torchvision", "torchmetrics"}]:
-            del sys.modules[module]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        yield importlib.import_module(name)
+def torchmetrics_image() -> Any:
+    _torchvision.ensure()  # torchmetrics imports torchvision where it is installed
+    return importlib.import_module("torchmetrics.functional.image")
 
 
 def images(seed: int, n: int = 3, size: int = 40, top: float = 3000.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -51,9 +51,10 @@ def test_perceptual_weighs_maps_and_detaches_the_real_image():
 
     fake, real = full(1).requires_grad_(), full(0.5).requires_grad_()
     loss = losses.perceptual(fake, real, features, (0.5, 1.0))
-    assert float(loss) == pytest.approx(0.5 * 0.5 + 1.0)
+    assert loss.item() == pytest.approx(0.5 * 0.5 + 1.0)
     loss.backward()
-    assert fake.grad is not None and real.grad is None
+    assert fake.grad is not None
+    assert real.grad is None
     with pytest.raises(ModelError, match="2 maps for 5 weights"):
         losses.perceptual(fake, real, features)
 

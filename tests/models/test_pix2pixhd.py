@@ -31,7 +31,8 @@ def test_parameter_counts_are_the_official_ones():
 def test_generator_keys_are_the_official_ones():
     net = GlobalGenerator(3, 3, ngf=4, n_downsampling=2, n_blocks=2)
     # 0 pad, 1 conv, 2 norm, 3 relu | 4..6, 7..9 down | 10, 11 blocks | 12..14, 15..17 up | 18 pad, 19 conv, 20 tanh
-    convs = ["1", "4", "7", "10.conv_block.1", "10.conv_block.5", "11.conv_block.1", "11.conv_block.5", "12", "15", "19"]
+    blocks = [f"{i}.conv_block.{j}" for i in (10, 11) for j in (1, 5)]
+    convs = ["1", "4", "7", *blocks, "12", "15", "19"]
     assert list(net.state_dict()) == [f"model.{c}.{p}" for c in convs for p in ("weight", "bias")]
     assert net.model[12].weight.shape == (16, 8, 3, 3)  # transposed conv: (in, out, k, k)
     assert isinstance(net.model[20], nn.Tanh)
@@ -54,14 +55,16 @@ def test_discriminator_keys_and_scale_order():
     assert list(plain.state_dict())[:4] == ["layer0.0.weight", "layer0.0.bias", "layer0.2.weight", "layer0.2.bias"]
     x = torch.rand(1, 6, 32, 32)
     scales = net(x)
-    assert [len(s) for s in scales] == [5, 5] and [len(s) for s in plain(x)] == [1, 1]
+    assert [len(s) for s in scales] == [5, 5]
+    assert [len(s) for s in plain(x)] == [1, 1]
     # 4x4 convs with padding 2: 32 -> 17 -> 9 -> 5 -> 6 -> 7, the next scale from 16
     assert [m.shape[-1] for m in scales[0]] == [17, 9, 5, 6, 7]
     assert [m.shape[-1] for m in scales[1]] == [9, 5, 3, 4, 5]
     with torch.no_grad():
         net.get_submodule("scale1_layer4")[0].weight.zero_()
         net.get_submodule("scale1_layer4")[0].bias.fill_(7)
-    assert torch.all(net(x)[0][-1] == 7) and not torch.any(net(x)[1][-1] == 7)  # the finest scale is scale1
+    assert torch.all(net(x)[0][-1] == 7)
+    assert not torch.any(net(x)[1][-1] == 7)
 
 
 def test_both_discriminator_forms_compute_the_same():
@@ -81,9 +84,11 @@ def test_official_init():
     torch.manual_seed(0)
     net = GlobalGenerator(3, 3, ngf=16, n_downsampling=2, n_blocks=2, norm="batch")
     weight, norm = net.model[10].conv_block[1].weight, net.model[8]
-    assert abs(float(weight.std()) - 0.02) < 5e-4 and abs(float(weight.mean())) < 5e-4
-    assert 0.9 < float(norm.weight.mean()) < 1.1 and float(norm.bias.abs().max()) == 0
-    assert float(net.model[10].conv_block[1].bias.abs().max()) <= 1 / math.sqrt(9 * 64)  # torch's default
+    assert abs(weight.std().item() - 0.02) < 5e-4
+    assert abs(weight.mean().item()) < 5e-4
+    assert 0.9 < norm.weight.mean().item() < 1.1
+    assert norm.bias.abs().max().item() == 0
+    assert net.model[10].conv_block[1].bias.abs().max().item() <= 1 / math.sqrt(9 * 64)  # torch's default
 
 
 def test_generator_gradients():

@@ -96,7 +96,8 @@ def verdicts(folder: Path) -> list[Verdict]:
     tiles.mkdir(parents=True, exist_ok=True)
     looks = {
         "": scene(1.0), "more": scene(2.2), "all_nodata": np.zeros((3, 256, 256)), "qa60": scene(3.0, 0.35),
-        "alpha": scene(4.1, 0.55), "brightness": scene(0.4) * 0.45, "dark": scene(5.0) * 0.3, "frechet": scene(6.0, 0.8),
+        "alpha": scene(4.1, 0.55), "brightness": scene(0.4) * 0.45, "dark": scene(5.0) * 0.3,
+        "frechet": scene(6.0, 0.8),
     }  # fmt: skip
     uris = {k: _write_tile(tiles, f"-55.{i:02d}_-4.39_2020_07_20", v) for i, (k, v) in enumerate(looks.items(), 10)}
     rows = []
