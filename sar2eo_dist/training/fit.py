@@ -49,5 +49,5 @@ def fit(
 
 
 def seed(run: int, step: int) -> None:
-    """Seed torch from the run's seed and a step (-1: before the networks are made)."""
+    """Seed torch from the run's seed (>= 0) and a step (-1: before the networks are made)."""
     torch.manual_seed(int(np.random.SeedSequence([run, step + 1]).generate_state(1, np.uint64)[0] >> np.uint64(1)))

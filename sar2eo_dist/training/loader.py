@@ -43,7 +43,7 @@ class Loader:
     scaling sees the full patch, before the crop; so does `transform`, which maps the scaled source (C, H, W) to the
     source that is trained on (see training.enhance): the statistics of a window are then those of a whole patch.
     cache_mb bounds the memory in which prepared full patches are kept; it changes no result.
-    Raises ConfigError: no samples, a batch < 1, and, when the first patch is read, a crop larger than it.
+    Raises ConfigError: no samples, a batch < 1, a negative seed; and, when the first patch is read, a crop larger than it.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Loader:
     ) -> None:
         if n < 1:
             raise ConfigError("there is nothing to train on: the training split holds 0 pairs")
-        if batch < 1 or crop < 1:
-            raise ConfigError(f"batch {batch} and crop {crop} must be >= 1")
+        if batch < 1 or crop < 1 or seed < 0:
+            raise ConfigError(f"batch {batch} and crop {crop} must be >= 1, seed {seed} >= 0")
         self.n, self.batch, self.crop, self.seed = n, batch, crop, seed
         self._read, self._scaling, self._transform = read, scaling, transform
         self._cache: OrderedDict[int, Batch] = OrderedDict()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +18,12 @@ from sar2eo_dist.models import _torchvision
 
 
 @pytest.fixture(scope="module")
-def torchmetrics_image() -> Any:
+def torchmetrics_image() -> Iterator[Any]:
     _torchvision.ensure()  # torchmetrics imports torchvision where it is installed
-    return importlib.import_module("torchmetrics.functional.image")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # spinning threads cost more than these small images
+    yield importlib.import_module("torchmetrics.functional.image")
+    torch.set_num_threads(before)
 
 
 def images(seed: int, n: int = 3, size: int = 40, top: float = 3000.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -31,8 +36,6 @@ def images(seed: int, n: int = 3, size: int = 40, top: float = 3000.0) -> tuple[
 
 @pytest.mark.parametrize("top", [1.0, 3000.0])
 def test_equal_to_torchmetrics_on_fully_valid_images(torchmetrics_image: Any, top: float) -> None:
-    import torch
-
     pred, true, valid = images(1, top=top)
     ours = image_metrics(pred, true, valid, top)
     p, t = (torch.from_numpy(a.astype(np.float64)) for a in (pred, true))

@@ -10,10 +10,7 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
-import fake_run
 import pytest
-
-from sar2eo_dist import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -65,10 +62,9 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the report is not tried in a browser")
-def test_report_in_a_browser(tmp_path: Path) -> None:
-    page = report.build(str(fake_run.make(tmp_path, 64)))
+def test_report_in_a_browser(full: bytes, tmp_path: Path) -> None:
     for dark in (False, True):
-        found = look(page, tmp_path, dark)
+        found = look(full, tmp_path, dark)
         assert found["width"] == 360
         assert found["scroll"] == 360
         assert found["wide"] == []
