@@ -47,6 +47,8 @@ class ScalingLike(Protocol):
     @property
     def median(self) -> int: ...
 
+_DISPLAY = np.rint(255 * (np.arange(256) / 255) ** (1 / 1.8)).astype(np.uint8)
+
 
 def encode_db(db: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
     """dB, any shape, as int16 counts of 0.01 dB; non-finite values become -32768.
@@ -252,6 +254,11 @@ def to_uint8(x: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
     """[-1, 1] -> 0..255, rounded and clipped; NaN (no data) becomes 0."""
     scaled: F32 = np.rint((np.asarray(x, np.float32) + np.float32(1)) * np.float32(127.5))
     return np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255).astype(np.uint8)
+
+
+def display(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """uint8 -> uint8 for the eye: gamma 1.8, since forest lies in the darkest tenth of DN 0..3000. Pictures only."""
+    return _DISPLAY[rgb]
 
 
 def _check_db(db: npt.NDArray[np.floating]) -> None:

@@ -213,3 +213,10 @@ def test_wrong_arrays_are_named():
         rm.channels(np.zeros((2, 4, 4), np.int16), "mean_db")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="valid mask"):
         rm.scale_eo(np.zeros((3, 4, 4), np.uint16), np.ones((4, 5), bool), Scaling())
+
+
+def test_display_brightens_by_gamma_and_keeps_black_white_and_order() -> None:
+    shown = rm.display(np.arange(256, dtype=np.uint8))
+    assert (shown[0], shown[255]) == (0, 255)
+    assert (np.diff(shown.astype(int)) >= 0).all()
+    np.testing.assert_allclose(shown, 255 * (np.arange(256) / 255) ** (1 / 1.8), atol=0.5)

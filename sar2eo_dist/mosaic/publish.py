@@ -21,6 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
 from sar2eo_dist.errors import AlignmentError, BadInput
+from sar2eo_dist.radiometry import display
 from sar2eo_dist.sources.raster import Raster
 
 COG_TILE = 512  # pixels; also where overviews end
@@ -109,14 +110,15 @@ def _sources(band: ET.Element, blocks: list[BlockFile], source_band: str) -> Non
 
 
 def quicklook(
-    blocks: Iterable[tuple[int, int, NDArray[np.uint8], NDArray[np.bool_]]], width: int, height: int, longest: int
+    blocks: Iterable[tuple[int, int, NDArray[np.uint8], NDArray[np.bool_]]], width: int, height: int, longest: int,
+    bright: bool = False,
 ) -> bytes:
     """A small PNG (RGBA) of a mosaic, from its blocks as they come; memory is one block and the small canvas.
 
     blocks: (row, col, rgb (3, h, w) uint8, valid (h, w) bool), in any order, not overlapping; width, height: the
     mosaic in pixels; longest: the longest side wanted. The mosaic is shrunk by a whole factor, so that sums are of
     integers and the result does not depend on how it is cut into blocks. A pixel is the mean of the valid pixels that
-    it covers, its opacity their share. Raises AlignmentError for a block that lies outside.
+    it covers, its opacity their share; `bright` maps the colours through radiometry.display. Raises AlignmentError for a block that lies outside.
     """
     factor = max(1, -(-max(width, height) // longest))
     rows, cols = -(-height // factor), -(-width // factor)
@@ -138,13 +140,15 @@ def quicklook(
     across = np.minimum(width - factor * np.arange(cols), factor)
     area = np.outer(down, across).astype(np.uint64)
     opacity = (2 * 255 * counts + area) // (2 * area)
+    if bright:
+        colour = display(colour.astype(np.uint8))
     rgba = np.concatenate([colour, opacity[None]]).astype(np.uint8).transpose(1, 2, 0)
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgba), "RGBA").save(out, "PNG")
     return out.getvalue()
 
 
-def raster_quicklook(uri: str, longest: int) -> bytes:
+def raster_quicklook(uri: str, longest: int, bright: bool = False) -> bytes:
     """The quick-look of an RGB raster, any fsspec URI, read block by block.
 
     Its first three bands are red, green, blue: uint8 as they are, uint16 as DN of 0..DN_MAX. Pixels that are masked, or
@@ -168,7 +172,7 @@ def raster_quicklook(uri: str, longest: int) -> bytes:
             yield row, col, rgb, np.asarray(valid.all(axis=0) & raw.any(axis=0))
 
     try:
-        return quicklook(blocks(), dataset.width, dataset.height, longest)
+        return quicklook(blocks(), dataset.width, dataset.height, longest, bright)
     finally:
         raster.close()
 

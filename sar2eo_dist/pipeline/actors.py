@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,20 @@ def device_of_actor() -> str:
     return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
+def exact(device: str, threads: int) -> None:
+    """Fix what this process's arithmetic depends on: threads, deterministic kernels, float32 without TF32 (on a GPU)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with it
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
 def load_extractor(cca: CCA) -> Extractor:
     """The configured extractor on this process's device, with the threads that the config fixes."""
-    torch.set_num_threads(cca.threads)
-    return extractor(cca.extractor, weights=cca.weights, device=device_of_actor())
+    device = device_of_actor()
+    exact(device, cca.threads)
+    return extractor(cca.extractor, weights=cca.weights, device=device)
 
 
 def padded_features(net: Extractor, images: npt.NDArray[np.uint8], pack: int) -> npt.NDArray[np.float32]:
@@ -80,9 +91,8 @@ class Chain:
     """Translator and enhancer from their bundles, one after the other; nothing here knows which networks they are."""
 
     def __init__(self, bundles: Sequence[str], threads: int) -> None:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
         self.device = device_of_actor()
+        exact(self.device, threads)
         loaded = [bundle.load(uri, self.device) for uri in bundles]
         self.nets = [net for net, _ in loaded]
         self.info = loaded[0][1]

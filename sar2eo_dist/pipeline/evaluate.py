@@ -26,7 +26,7 @@ from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, entries_of, read_summary, run_stage, write_summary
-from sar2eo_dist.radiometry import decode_db, scale_eo, scale_sar, to_uint8
+from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.records import Artifact, Pair, Unit, digest, from_table
 from sar2eo_dist.report import write as write_report
 
@@ -137,7 +137,7 @@ class Worker:
 
     def _show(self, stem: str, db: npt.NDArray[np.float32], images: dict[str, npt.NDArray[np.float32]]) -> list[Artifact]:
         look = self.chain.scaling.model_copy(update={"sar": "fixed", "third": "difference_db", "median": 0})
-        pictures = {"sar": to_uint8(scale_sar(db, look))} | {k: to_uint8(v * 2 - 1) for k, v in images.items()}
+        pictures = {"sar": to_uint8(scale_sar(db, look))} | {k: display(to_uint8(v * 2 - 1)) for k, v in images.items()}
         made = []
         for name, picture in pictures.items():
             sink = io.BytesIO()

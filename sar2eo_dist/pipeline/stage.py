@@ -20,8 +20,9 @@ from sar2eo_dist import storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import Sar2EoError, TooManyFailures
 from sar2eo_dist.ledger import Entry, Ledger, outputs_digest
-from sar2eo_dist.pipeline.progress import Meter, human_bytes, human_seconds
+from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.records import Unit
+from sar2eo_dist.report.text import human_bytes, human_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.pipeline import cluster
+from sar2eo_dist.pipeline.actors import exact
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
 from sar2eo_dist.records import S1_BANDS, S2_BANDS, Pair, Unit, from_table
@@ -171,8 +172,7 @@ def _loop(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     context, device = ray.train.get_context(), get_device()
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(job.threads)
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    exact(device.type, job.threads)
     seed(job.seed, -1)
     net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS).to(device)
     trainer = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)

@@ -178,11 +178,11 @@ def _publish_mosaic(cfg: Config, root: str, mosaic: Mosaic) -> dict[str, str]:
     cogs = [publish.BlockFile(f"cog/{b.key}.tif", b.y, b.x, b.height, b.width) for b in blocks]
     files = {
         "vrt": ("mosaic.vrt", publish.vrt_xml(cogs, grid.crs, grid.transform, grid.width, grid.height).encode()),
-        "quicklook": ("quicklook.png", publish.quicklook(translated(), *size)),
+        "quicklook": ("quicklook.png", publish.quicklook(translated(), *size, bright=True)),
         "sar_quicklook": ("sar_quicklook.png", publish.quicklook(radar(), *size)),
     }
     if cfg.data.truth:
-        files["truth_quicklook"] = ("truth_quicklook.png", publish.raster_quicklook(storage.absolute(cfg.data.truth), longest))
+        files["truth_quicklook"] = ("truth_quicklook.png", publish.raster_quicklook(storage.absolute(cfg.data.truth), longest, bright=True))
     for name, data in files.values():
         storage.put(storage.join(root, folder, name), data)
     return {"mosaic": mosaic.store} | {k: f"{folder}/{name}" for k, (name, _) in files.items()}

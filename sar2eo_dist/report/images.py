@@ -13,6 +13,7 @@ from PIL import Image
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.errors import AccessDenied, BadInput, Sar2EoError, Unavailable
+from sar2eo_dist.radiometry import display
 from sar2eo_dist.records import TileRef
 from sar2eo_dist.report.load import part
 from sar2eo_dist.report.text import redact
@@ -32,10 +33,10 @@ class Picture:
 
 
 def stretch(bands: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """EO (3, H, W) in DN (B4, B3, B2) -> (H, W, 3) uint8 RGB, DN 0..3000 linear, clipped."""
+    """EO (3, H, W) in DN (B4, B3, B2) -> (H, W, 3) uint8 RGB, DN 0..3000 clipped, brightened by radiometry.display."""
     low, high = DN_RANGE
     share = (bands.astype(np.float32) - low) / (high - low)
-    return np.round(255 * np.clip(np.nan_to_num(share), 0, 1)).astype(np.uint8).transpose(1, 2, 0)
+    return display(np.round(255 * np.clip(np.nan_to_num(share), 0, 1)).astype(np.uint8)).transpose(1, 2, 0)
 
 
 @dataclass(slots=True)

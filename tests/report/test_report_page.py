@@ -73,8 +73,9 @@ def test_thumbnails_are_the_tiles_in_a_fixed_stretch() -> None:
     dn[:, 0, 0], dn[:, 0, 1], dn[:, 1, 0] = (3000, 1500, 0), (9000, 3001, 300), (1, 5, 6)
     rgb = images.stretch(dn)
     assert rgb.shape == (2, 2, 3)
-    assert rgb[0].tolist() == [[255, 128, 0], [255, 255, 26]]  # B4, B3, B2 are red, green, blue
-    assert rgb[1].tolist() == [[0, 0, 1], [0, 0, 0]]
+    bright = [[round(255 * (v / 255) ** (1 / 1.8)) for v in pixel] for pixel in ([255, 128, 0], [255, 255, 26])]
+    assert rgb[0].tolist() == bright  # B4, B3, B2 are red, green, blue; gamma 1.8
+    assert rgb[1].tolist() == [[0, 0, 12], [0, 0, 0]]
 
 
 def test_scores(page: Node) -> None:
