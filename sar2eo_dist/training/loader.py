@@ -43,7 +43,7 @@ class Loader:
     scaling sees the full patch, before the crop; so does `transform`, which maps the scaled source (C, H, W) to the
     source that is trained on (see training.enhance): the statistics of a window are then those of a whole patch.
     cache_mb bounds the memory in which prepared full patches are kept; it changes no result.
-    Raises ConfigError: no samples, a batch < 1, a negative seed; and, when the first patch is read, a crop larger than it.
+    Raises ConfigError: no samples, batch < 1, seed < 0; and, when the first patch is read, a crop larger than it.
     """
 
     def __init__(

@@ -131,7 +131,7 @@ def naive_step(g, d, adam_g, adam_d, source, target, lambda_feat, lambda_l1):
     ((real_loss + fake_loss) * 0.5).backward()
     adam_d.step()
     names = ("G_GAN", "G_GAN_Feat", "G_L1", "D_real", "D_fake")
-    return dict(zip(names, map(float, (gan, feat, pixel, real_loss, fake_loss)), strict=True))
+    return {n: v.item() for n, v in zip(names, (gan, feat, pixel, real_loss, fake_loss), strict=True)}
 
 
 def test_six_steps_equal_the_naive_official_step():
