@@ -81,7 +81,8 @@ def ray_session() -> Iterator[None]:
     from sar2eo_dist.config import Config
     from sar2eo_dist.pipeline import cluster
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+    os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    ray.init(address="local", num_cpus=2, include_dashboard=True, object_store_memory=200 << 20, log_to_driver=False)
     cluster.start(Config())
     yield
     ray.shutdown()

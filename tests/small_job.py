@@ -25,7 +25,7 @@ SMALL = [
     "train.translate={options: {preset: tiny}, steps: 6, batch: 2, crop: 64, lr: 1.0e-3, checkpoint_every: 2, log_every: 2}",
     "train.enhance={options: {preset: tiny}, steps: 4, batch: 2, crop: 64, lr: 1.0e-3, checkpoint_every: 2, log_every: 2}",
     "translate={window: 128, overlap: 64, block: 128, max_days: 40, slice: 8}", "evaluate.slice=4", "evaluate.samples=2",
-    "resources.object_store_mb=200",
+    "resources.object_store_mb=200", "resources.translators=1",
 ]  # fmt: skip
 
 

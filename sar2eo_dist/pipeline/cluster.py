@@ -31,7 +31,10 @@ def start(cfg: Config) -> None:
         if address:
             options["address"] = address
         else:
-            options |= {"address": "local", "include_dashboard": False}
+            # the dashboard is what Ray Train asks whether its controller lives: without it, cleaners stay behind
+            options |= {"address": "local", "include_dashboard": True}
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # end within a second, not after several
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine
             # Ray Data's actors trip a harmless C++ error line (ray#53727); failures still reach us as exceptions
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             if cfg.resources.object_store_mb:

@@ -71,7 +71,8 @@ def test_a_killed_training_resumes_from_its_checkpoint_to_the_same_weights(main_
     kept = sorted(p.parent.name for p in checkpoints.glob("*/checkpoint_*/meta.json"))
     assert kept
     cfg = main_job.cfg.model_copy(update={"run": main_job.cfg.run.model_copy(update={"out": str(out)})})
-    again = VERB["train"](cfg, Options())
-    assert again.digest == main_job.summaries["train"].digest
+    again = VERB["train"](cfg, Options(limit=1))  # the translator alone
+    made = out / again.outputs["translate"] / "weights.safetensors"
+    assert made.read_bytes() == (main_job.path("train", "translate") / "weights.safetensors").read_bytes()
     steps = [line for line in (out / "train" / "translate" / "history.jsonl").read_text().splitlines() if line]
     assert len(steps) == 3
