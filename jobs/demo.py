@@ -1,6 +1,6 @@
 """demo: the whole main job from one YAML, the five verbs in turn (and the synthetic world before them, where it is on).
 
-    python jobs/demo.py --config jobs/configs/demo.yaml [--data FOLDER] [--set a.b=c] [--dry-run] [--fresh]
+python jobs/demo.py --config jobs/configs/demo.yaml [--data FOLDER] [--set a.b=c] [--dry-run] [--fresh]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """translate: Translate a whole scene, block by block, and MultiEarth targets, patch by patch.
 
-    python jobs/translate.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/translate.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
 """
 
 import sys
@@ -9,4 +9,8 @@ from sar2eo_dist.pipeline.job import main
 from sar2eo_dist.pipeline.translate import translate
 
 if __name__ == "__main__":
-    sys.exit(main("translate", [translate], "Translate a whole scene, block by block, and MultiEarth targets, patch by patch."))
+    sys.exit(
+        main(
+            "translate", [translate], "Translate a whole scene, block by block, and MultiEarth targets, patch by patch."
+        )
+    )

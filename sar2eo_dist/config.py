@@ -56,7 +56,9 @@ class Synthetic(Section):
 class CCA(Section):
     """Clean Collector Algorithm. Sources of the thresholds: METHOD of the paper, arXiv 2306.12626, and its scripts."""
 
-    profile: Literal["paper", "released", "none"] = Field("paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all")
+    profile: Literal["paper", "released", "none"] = Field(
+        "paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all"
+    )
     qa60_max_fraction: Fraction = Field(0.0, description="share of QA60-cloudy pixels allowed")
     alpha: int = Field(4096, description="DN; the paper's pixel threshold")
     alpha_max_fraction: Fraction = Field(0.0, description="share of pixels with DN >= alpha allowed")

@@ -47,6 +47,7 @@ class ScalingLike(Protocol):
     @property
     def median(self) -> int: ...
 
+
 _DISPLAY = np.rint(255 * (np.arange(256) / 255) ** (1 / 1.8)).astype(np.uint8)
 
 

@@ -90,7 +90,6 @@ class TileRef:
         return f"{self.sensor}/{self.place}/{self.date.isoformat()}"
 
 
-
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """An input that could not even become a TileRef (bad name, impossible date, duplicate), so that nothing is lost."""

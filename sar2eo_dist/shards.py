@@ -80,7 +80,9 @@ def mosaic_arrays(height: int, width: int, block: int, level: int = 3) -> tuple[
     )  # fmt: skip
 
 
-def write_template(root: str, store: str, arrays: tuple[ArraySpec, ...], attributes: Mapping[str, Any]) -> list[Artifact]:
+def write_template(
+    root: str, store: str, arrays: tuple[ArraySpec, ...], attributes: Mapping[str, Any]
+) -> list[Artifact]:
     """Publish the metadata of a group and its arrays below `root`/`store`. Call once, before any shard is written."""
     memory = MemoryStore()
     zarr.create_group(memory, attributes=dict(attributes))

@@ -66,7 +66,11 @@ def _named(uri: str, e: BaseException) -> StorageError:
     if isinstance(e, FileNotFoundError | NotADirectoryError) or code in {"NoSuchBucket", "NoSuchKey", "404"}:
         return NotFound(uri, "not found")
     denied = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken"}
-    if isinstance(e, PermissionError) or code in denied or type(e).__name__ in {"NoCredentialsError", "PartialCredentialsError"}:
+    if (
+        isinstance(e, PermissionError)
+        or code in denied
+        or type(e).__name__ in {"NoCredentialsError", "PartialCredentialsError"}
+    ):
         return AccessDenied(uri, f"access denied, check the credentials ({text})")
     if isinstance(e, ValueError | ImportError | IsADirectoryError):
         return StorageError(uri, f"cannot use this URI ({text})")
@@ -192,7 +196,10 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except Exception as e:
-        if getattr(e, "response", {}).get("Error", {}).get("Code") in {"PreconditionFailed", "ConditionalRequestConflict"}:
+        if getattr(e, "response", {}).get("Error", {}).get("Code") in {
+            "PreconditionFailed",
+            "ConditionalRequestConflict",
+        }:
             return False
         raise
     return True

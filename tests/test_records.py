@@ -44,7 +44,16 @@ def test_place_matches_across_float_noise() -> None:
 
 
 def test_unit_id_depends_on_all_that_makes_it() -> None:
-    ids = {Unit(*p).id for p in (("s", "k", "f", "i"), ("t", "k", "f", "i"), ("s", "l", "f", "i"), ("s", "k", "g", "i"), ("s", "k", "f", "j"))}
+    ids = {
+        Unit(*p).id
+        for p in (
+            ("s", "k", "f", "i"),
+            ("t", "k", "f", "i"),
+            ("s", "l", "f", "i"),
+            ("s", "k", "g", "i"),
+            ("s", "k", "f", "j"),
+        )
+    }
     assert len(ids) == 5
     assert Unit("s", "k", "f", "i").id == Unit("s", "k", "f", "i").id
     assert digest("a", 1) != digest("a1")

@@ -92,7 +92,11 @@ def test_what_passes_is_retried_and_what_does_not_is_named(monkeypatch: pytest.M
     with pytest.raises(Unavailable, match="slow.*: u$"):
         flaky(99, TimeoutError("slow"))("u")
     assert len(calls) == storage.RETRIES + 1
-    for error, named in ((FileNotFoundError(), NotFound), (PermissionError("no"), AccessDenied), (ValueError("x"), StorageError)):
+    for error, named in (
+        (FileNotFoundError(), NotFound),
+        (PermissionError("no"), AccessDenied),
+        (ValueError("x"), StorageError),
+    ):
         calls.clear()
         with pytest.raises(named):
             flaky(99, error)("u")

@@ -110,7 +110,10 @@ def _sources(band: ET.Element, blocks: list[BlockFile], source_band: str) -> Non
 
 
 def quicklook(
-    blocks: Iterable[tuple[int, int, NDArray[np.uint8], NDArray[np.bool_]]], width: int, height: int, longest: int,
+    blocks: Iterable[tuple[int, int, NDArray[np.uint8], NDArray[np.bool_]]],
+    width: int,
+    height: int,
+    longest: int,
     bright: bool = False,
 ) -> bytes:
     """A small PNG (RGBA) of a mosaic, from its blocks as they come; memory is one block and the small canvas.
@@ -118,7 +121,8 @@ def quicklook(
     blocks: (row, col, rgb (3, h, w) uint8, valid (h, w) bool), in any order, not overlapping; width, height: the
     mosaic in pixels; longest: the longest side wanted. The mosaic is shrunk by a whole factor, so that sums are of
     integers and the result does not depend on how it is cut into blocks. A pixel is the mean of the valid pixels that
-    it covers, its opacity their share; `bright` maps the colours through radiometry.display. Raises AlignmentError for a block that lies outside.
+    it covers, its opacity their share;
+    `bright` maps the colours through radiometry.display. Raises AlignmentError for a block that lies outside.
     """
     factor = max(1, -(-max(width, height) // longest))
     rows, cols = -(-height // factor), -(-width // factor)

@@ -215,5 +215,3 @@ def judge(ref: TileRef, cca: CCA) -> tuple[Verdict, npt.NDArray[np.uint8] | None
     m = assess(eo.bands, eo.qa60, cca)
     verdict = Verdict(**pointer, **dataclasses.asdict(m))
     return verdict, exposure.stretch(eo.bands) if m.reason == KEPT else None, eo.bands.nbytes
-
-

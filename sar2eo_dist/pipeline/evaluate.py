@@ -28,7 +28,7 @@ from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, entries_of, read_summary, run_stage, write_summary
 from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.records import Artifact, Pair, Unit, digest, from_table
-from sar2eo_dist.report import write as write_report
+from sar2eo_dist.report.page import write as write_report
 
 STAGE = "evaluate"
 
@@ -86,7 +86,9 @@ def _spread(items: Sequence[int], n: int) -> list[int]:
 class Worker:
     """Networks and baselines in one process; measures a slice of pairs."""
 
-    def __init__(self, root: str, store: str, bundles: Sequence[str], threads: int, fit: Sequence[int], mark: str) -> None:
+    def __init__(
+        self, root: str, store: str, bundles: Sequence[str], threads: int, fit: Sequence[int], mark: str
+    ) -> None:
         self.root, self.mark = root, mark
         self.read = shards.PairReader(store)
         self.chain = Chain(bundles, threads)
@@ -124,7 +126,13 @@ class Worker:
                 "baseline_linear": np.clip(self.linear.predict(db[None])[0], 0, 1),
             }
             stem = f"{STAGE}/samples/{self.mark[:8]}-{i:08d}" if show else ""
-            base = {"sample": stem, "sar_key": pair.sar_key, "eo_key": pair.eo_key, "split": pair.split, "days": pair.days}
+            base = {
+                "sample": stem,
+                "sar_key": pair.sar_key,
+                "eo_key": pair.eo_key,
+                "split": pair.split,
+                "days": pair.days,
+            }
             for method, image in compared.items():
                 found = image_metrics(image[None], true[None], valid[None], 1.0)
                 rows.append(base | {"method": method} | {n: float(found[n][0]) for n in NAMES})
@@ -135,7 +143,9 @@ class Worker:
         table = storage.publish(self.root, f"{STAGE}/slices/{unit.id}.parquet", sink.getvalue())
         return Entry(unit, (table, *outputs), time.time() - begin, size, attempt, {"pairs": len(part)})
 
-    def _show(self, stem: str, db: npt.NDArray[np.float32], images: dict[str, npt.NDArray[np.float32]]) -> list[Artifact]:
+    def _show(
+        self, stem: str, db: npt.NDArray[np.float32], images: dict[str, npt.NDArray[np.float32]]
+    ) -> list[Artifact]:
         look = self.chain.scaling.model_copy(update={"sar": "fixed", "third": "difference_db", "median": 0})
         pictures = {"sar": to_uint8(scale_sar(db, look))} | {k: display(to_uint8(v * 2 - 1)) for k, v in images.items()}
         made = []
@@ -149,7 +159,9 @@ class Worker:
 def _gather(root: str, outputs: Sequence[tuple[Artifact, ...]]) -> dict[str, str]:
     """metrics.parquet of all slices, and samples.json that says which pictures belong together."""
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, o[0].path)))) for o in outputs]
-    table = pa.concat_tables(tables).sort_by([("eo_key", "ascending"), ("sar_key", "ascending"), ("method", "ascending")])
+    table = pa.concat_tables(tables).sort_by(
+        [("eo_key", "ascending"), ("sar_key", "ascending"), ("method", "ascending")]
+    )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     storage.put(storage.join(root, STAGE, "metrics.parquet"), sink.getvalue())

@@ -83,7 +83,9 @@ def multiearth(root: str) -> list[str]:
     if not root:
         return []
     names = [i.uri for i in storage.list_files(storage.absolute(root))]
-    netcdf = {s: next((u for u in names if storage.name(u).startswith(f"sent{s}") and u.endswith(".nc")), "") for s in "12"}
+    netcdf = {
+        s: next((u for u in names if storage.name(u).startswith(f"sent{s}") and u.endswith(".nc")), "") for s in "12"
+    }
     target = next((u for u in names if storage.name(u) == "target.nc"), netcdf["2"])
     found = {"kind": "multiearth_tiff", "s1": "", "s2": "", "target": target}
     if all(any(f"/sent{s}/" in u for u in names) for s in "12"):

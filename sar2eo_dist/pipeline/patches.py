@@ -60,7 +60,9 @@ def plan(cfg: Config, weights: str) -> Targets:
     return Targets(f"translate/patches-{mark[:12]}", tuple(chosen))
 
 
-def write(chain: Chain, root: str, folder: str, unit: Unit, part: Sequence[tuple[Target, TileRef]], attempt: int) -> Entry:
+def write(
+    chain: Chain, root: str, folder: str, unit: Unit, part: Sequence[tuple[Target, TileRef]], attempt: int
+) -> Entry:
     """Translate a slice of patches; one 3-band uint8 RGB TIFF of 256 x 256 each, named after its target."""
     begin, size, outputs = time.time(), 0, []
     for target, ref in part:

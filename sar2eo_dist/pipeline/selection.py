@@ -35,7 +35,11 @@ def publish(
     measured = pa.concat_tables(tables) if tables else schema(Verdict).empty_table()
     measured = measured.sort_by([("key", "ascending")])  # canonical; slices never share a tile
     final, calibration = _select(cfg, measured, reference)
-    outputs = {"verdicts": "collect/verdicts.parquet", "rejected": "collect/rejected.parquet", "pairs": "collect/pairs.parquet"}
+    outputs = {
+        "verdicts": "collect/verdicts.parquet",
+        "rejected": "collect/rejected.parquet",
+        "pairs": "collect/pairs.parquet",
+    }
     _put(root, outputs["verdicts"], final)
     _put(root, outputs["rejected"], to_table(rejected, Rejected))
     if calibration:
@@ -74,7 +78,9 @@ def _select(cfg: Config, table: pa.Table, reference: str) -> tuple[pa.Table, Cal
     dropped = entered.copy()
     dropped[entered] = ~decide(scores[entered], calibration)
     reason = pc.if_else(pa.array(dropped), "frechet", table["reason"])
-    return table.set_column(table.schema.get_field_index("reason"), schema(Verdict).field("reason"), reason), calibration
+    return table.set_column(
+        table.schema.get_field_index("reason"), schema(Verdict).field("reason"), reason
+    ), calibration
 
 
 def _counts(final: pa.Table, rejected: Sequence[Rejected], pairs: Sequence[Pair]) -> dict[str, int]:

@@ -92,7 +92,6 @@ def _write_index(root: str, store: str, pairs: Sequence[Pair], samples: int, ver
 
 def _ref(text: str) -> TileRef:
 
-
     tree = json.loads(text)
     for name in ("bands", "uris", "rows"):
         tree[name] = tuple(tree[name])
@@ -116,5 +115,3 @@ def _write(unit: Unit, i: int, number: int, *, root: str, store: str, arrays: tu
         for spec, array in zip(arrays, data, strict=True)
     ]
     return Entry(unit, tuple(outputs), time.time() - begin, sum(a.nbytes for a in data), number, {"pairs": n})
-
-

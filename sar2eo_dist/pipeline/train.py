@@ -73,7 +73,17 @@ def train(cfg: Config, opts: Options) -> Summary:
     for role, model, stage in _roles(cfg):
         translator(model).complete(stage.options)  # a wrong option stops here, before anything starts
         unit = Unit(STAGE, role, fingerprint, inputs + before)
-        job = Job(role, model, stage, cfg.scaling, cfg.train.seed, cfg.train.threads, store, count, before and folder(root, before))
+        job = Job(
+            role,
+            model,
+            stage,
+            cfg.scaling,
+            cfg.train.seed,
+            cfg.train.threads,
+            store,
+            count,
+            before and folder(root, before),
+        )
         plan[unit.id] = (unit, job)
         before = unit.id
 
@@ -103,7 +113,10 @@ def folder(root: str, unit_id: str) -> str:
 
 
 def _roles(cfg: Config) -> list[tuple[str, str, Stage]]:
-    roles = [("translate", cfg.train.translator, cfg.train.translate), ("enhance", cfg.train.enhancer, cfg.train.enhance)]
+    roles = [
+        ("translate", cfg.train.translator, cfg.train.translate),
+        ("enhance", cfg.train.enhancer, cfg.train.enhance),
+    ]
     return [r for r in roles if r[1]]
 
 
@@ -185,7 +198,9 @@ def _loop(config: dict[str, Any]) -> None:
     if world > 1:
         trainer.wrap(torch.nn.parallel.DistributedDataParallel)
     transform = Translated(bundle.load(job.translator, str(device))[0], str(device)) if job.translator else None
-    loader = Loader(shards.PairReader(job.store), job.count, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform)
+    loader = Loader(
+        shards.PairReader(job.store), job.count, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform
+    )
     clock = {"at": time.monotonic(), "step": start}
 
     def on_log(step: int, losses: dict[str, float]) -> None:
@@ -213,7 +228,9 @@ def _loop(config: dict[str, Any]) -> None:
 def _mean_over_ranks(losses: dict[str, float], world: int, device: torch.device) -> dict[str, float]:
     if world == 1:
         return losses
-    values = torch.tensor(list(losses.values()), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+    values = torch.tensor(
+        list(losses.values()), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device
+    )
     torch.distributed.all_reduce(values)
     return {k: float(v) / world for k, v in zip(losses, values, strict=True)}
 

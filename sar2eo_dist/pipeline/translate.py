@@ -121,7 +121,8 @@ class Worker:
 
     def _block(self, unit: Unit, block: Block, attempt: int) -> Entry:
         begin, mosaic = time.time(), self.mosaic
-        assert mosaic is not None
+        if mosaic is None:
+            raise TypeError("a block without a mosaic")
         rgb, valid, size = translate_block(self.chain, mosaic.scene, mosaic.grid, block)
         colours, mask = mosaic.arrays
         at = (block.row, block.col)
@@ -182,9 +183,10 @@ def _publish_mosaic(cfg: Config, root: str, mosaic: Mosaic) -> dict[str, str]:
         "sar_quicklook": ("sar_quicklook.png", publish.quicklook(radar(), *size)),
     }
     if cfg.data.truth:
-        files["truth_quicklook"] = ("truth_quicklook.png", publish.raster_quicklook(storage.absolute(cfg.data.truth), longest, bright=True))
+        files["truth_quicklook"] = (
+            "truth_quicklook.png",
+            publish.raster_quicklook(storage.absolute(cfg.data.truth), longest, bright=True),
+        )
     for name, data in files.values():
         storage.put(storage.join(root, folder, name), data)
     return {"mosaic": mosaic.store} | {k: f"{folder}/{name}" for k, (name, _) in files.items()}
-
-

@@ -46,8 +46,9 @@ def run(
     """Results in the order of completion. Tasks call `work`; with `part`, that many actors are made by `make`."""
     rows = [{"row": pickle.dumps((unit, payload, number))} for unit, payload in todo]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
-    if part is None:
-        assert work is not None
+    if part is None or make is None:
+        if work is None:
+            raise TypeError("units.run wants `work`, or `make` and `part`")
         tasks = _Rows(lambda: work)
         done = source.map_batches(
             tasks, batch_size=1, batch_format="pyarrow", compute=TaskPoolStrategy(parallel) if parallel else None

@@ -12,13 +12,17 @@ import pytest
 def versus(request: pytest.FixtureRequest) -> Callable[..., None]:
     """versus(label, ours, peer, peer_name): best of alternating runs of both, printed as times and ratio."""
 
-    def run(label: str, ours: Callable[[], object], peer: Callable[[], object], peer_name: str, repeat: int = 5) -> None:
+    def run(
+        label: str, ours: Callable[[], object], peer: Callable[[], object], peer_name: str, repeat: int = 5
+    ) -> None:
         best = [float("inf"), float("inf")]
         for _ in range(repeat):
             for i, call in enumerate((ours, peer)):
                 begin = time.perf_counter()
                 call()
                 best[i] = min(best[i], time.perf_counter() - begin)
-        print(f"\n{label}: {best[0] * 1e3:.2f} ms; {peer_name}: {best[1] * 1e3:.2f} ms; {best[1] / best[0]:.2f} times as fast")
+        print(
+            f"\n{label}: {best[0] * 1e3:.2f} ms; {peer_name}: {best[1] * 1e3:.2f} ms; {best[1] / best[0]:.2f} times as fast"
+        )
 
     return run

@@ -33,7 +33,12 @@ def test_stages_1_and_2_against_opencv(versus: Any) -> None:
 
     cfg = CCA()
     versus("stages 1 + 2, 64 tiles", lambda: [assess(t, qa, cfg) for t in tiles], peer, "OpenCV route")
-    versus("stages 1 + 2, 64 tiles", lambda: [assess(t, qa, cfg) for t in tiles], lambda: tiles.max(), "one pass over memory")
+    versus(
+        "stages 1 + 2, 64 tiles",
+        lambda: [assess(t, qa, cfg) for t in tiles],
+        lambda: tiles.max(),
+        "one pass over memory",
+    )
 
 
 def test_point_distance_against_a_distance_a_image(versus: Any) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from small_job import SMALL, VERBS, Done
 
 from sar2eo_dist.ledger import Ledger
@@ -22,7 +23,10 @@ VERB = {v.__name__: v for v in VERBS}
 
 
 def start(verb: str, done: Done, out: Path) -> subprocess.Popen[bytes]:
-    overrides = [*SMALL, f"run.out={out}", f"synthetic.root={done.cfg.synthetic.root}"]
+    address = (
+        ray.get_runtime_context().gcs_address
+    )  # as `ray job submit` does: a driver of its own on a running cluster
+    overrides = [*SMALL, f"run.out={out}", f"synthetic.root={done.cfg.synthetic.root}", f"resources.address={address}"]
     command = [sys.executable, f"jobs/{verb}.py", *(part for o in overrides for part in ("--set", o))]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -45,7 +49,9 @@ def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, 
     before = list(VERB)[: list(VERB).index(stage)]
     for earlier in before[1:]:
         shutil.copytree(Path(main_job.cfg.run.out) / "ledger" / earlier, out / "ledger" / earlier)
-    shutil.copytree(main_job.cfg.run.out, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ledger", stage, "evaluate"))
+    shutil.copytree(
+        main_job.cfg.run.out, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ledger", stage, "evaluate")
+    )
     if stage == "shard":
         shutil.rmtree(out / "shards")
     planned = main_job.summaries[stage].planned

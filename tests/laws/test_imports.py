@@ -63,7 +63,9 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             found += [(alias.name, id(node) in typing_only) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "sar2eo_dist" else [str(node.module)]
+            names = (
+                [f"{node.module}.{a.name}" for a in node.names] if node.module == "sar2eo_dist" else [str(node.module)]
+            )
             found += [(n, id(node) in typing_only) for n in names]
     return found
 
@@ -103,7 +105,9 @@ def test_ray_lives_in_pipeline_alone_and_only_jobs_import_pipeline() -> None:
 def test_jobs_hold_no_logic() -> None:
     for path in sorted((ROOT / "jobs").glob("*.py")):
         tree = ast.parse(path.read_text())
-        assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.For | ast.While)], path
+        assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.For | ast.While)], (
+            path
+        )
         own = {n.split(".")[1] for n, _ in imports(path) if n.startswith("sar2eo_dist.")}
         assert own <= {"config", "pipeline", "report"}, path
         assert len(path.read_text().splitlines()) <= 45, path
@@ -113,7 +117,10 @@ def test_models_import_on_a_bare_torch_machine() -> None:
     for path in files():
         if module_of(path).startswith(HEAVY_FREE):
             for name, typing_only in imports(path):
-                heavy = name.partition(".")[0] in {"ray", "zarr", "pydantic"} or name in {"sar2eo_dist.config", "sar2eo_dist.shards"}
+                heavy = name.partition(".")[0] in {"ray", "zarr", "pydantic"} or name in {
+                    "sar2eo_dist.config",
+                    "sar2eo_dist.shards",
+                }
                 assert typing_only or not heavy, f"{path}: {name}"
 
 

@@ -56,7 +56,9 @@ def test_partial_is_zero_or_three_with_strict(tmp_path: Path, capsys: pytest.Cap
     assert len(Ledger(str(tmp_path / "a")).done("shard")) == 3
 
 
-def test_beyond_the_tolerance_is_one_and_the_summary_says_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_beyond_the_tolerance_is_one_and_the_summary_says_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, verb(2), "--set", "run.max_attempts=2") == 1
     assert "2 of 4 units failed 2 times" in capsys.readouterr().err
     summary = json.loads((tmp_path / "shard" / "summary.json").read_text())

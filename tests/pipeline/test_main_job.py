@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import io
 import json
 import shutil
@@ -34,7 +33,6 @@ from sar2eo_dist.pipeline.translate import translate, translate_block
 from sar2eo_dist.radiometry import decode_db
 from sar2eo_dist.records import Pair, Unit, Verdict, from_table
 from sar2eo_dist.sources import scenes
-
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +67,9 @@ def test_scores_equal_a_direct_computation(main_job: Done) -> None:
     cca = main_job.cfg.cca
     net = load_extractor(cca)
     images = [read_image(i.uri) for i in reference_images(cca)]
-    features = [padded_features(net, np.stack(images[at : at + cca.pack]), cca.pack) for at in range(0, len(images), cca.pack)]
+    features = [
+        padded_features(net, np.stack(images[at : at + cca.pack]), cca.pack) for at in range(0, len(images), cca.pack)
+    ]
     reference = Reference.from_features(np.concatenate(features), net.name, net.preprocessing)
     scored = [v for v in verdicts(main_job) if np.isfinite(v.score)]
     pixels = np.stack([judge(v.ref, cca)[1] for v in scored[: cca.pack]])
@@ -227,7 +227,9 @@ def test_one_bad_file_is_a_rejection_and_harms_nobody(main_job: Done, tmp_path: 
     victims[0].write_bytes(b"")
     victims[1].write_bytes(victims[1].read_bytes()[:400])
     victims[2].unlink()
-    victims[3].rename(victims[3].with_name(victims[3].name.replace("_2019_", "_2019_13_").replace("_2020_", "_2020_13_")))
+    victims[3].rename(
+        victims[3].with_name(victims[3].name.replace("_2019_", "_2019_13_").replace("_2020_", "_2020_13_"))
+    )
     data = main_job.cfg.data.model_copy(update={"s1": str(tmp_path / "sent1"), "s2": str(tmp_path / "sent2")})
     run = main_job.cfg.run.model_copy(update={"out": str(tmp_path / "run")})
     cfg = main_job.cfg.model_copy(update={"data": data, "run": run})
@@ -244,7 +246,9 @@ def test_one_bad_file_is_a_rejection_and_harms_nobody(main_job: Done, tmp_path: 
     assert len(found) == len(reference) - 2
     for key, v in found.items():
         if v.reason != "unreadable":
-            assert (v.score, v.brightness) == pytest.approx((reference[key].score, reference[key].brightness), nan_ok=True)
+            assert (v.score, v.brightness) == pytest.approx(
+                (reference[key].score, reference[key].brightness), nan_ok=True
+            )
 
 
 def test_a_lost_shard_is_found_and_made_again(main_job: Done, tmp_path: Path) -> None:
@@ -263,7 +267,9 @@ def test_a_lost_shard_is_found_and_made_again(main_job: Done, tmp_path: Path) ->
     assert ledger.audit(units) == []
 
 
-def test_a_unit_that_keeps_failing_is_quarantined(main_job: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_that_keeps_failing_is_quarantined(
+    main_job: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(main_job.cfg.run.out, tmp_path / "run")
     run = {"out": str(tmp_path / "run"), "tolerance": 0.5, "max_attempts": 2}
     cfg = main_job.cfg.model_copy(update={"run": main_job.cfg.run.model_copy(update=run)})
@@ -274,22 +280,21 @@ def test_a_unit_that_keeps_failing_is_quarantined(main_job: Done, tmp_path: Path
     text = verdict_path.read_bytes()
     table = pq.read_table(io.BytesIO(text))
     uris = [[u.replace(main_job.cfg.data.s1, str(world)) for u in row] for row in table["uris"].to_pylist()]
-    pq.write_table(table.set_column(table.schema.get_field_index("uris"), table.schema.field("uris"), [uris]), verdict_path)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("uris"), table.schema.field("uris"), [uris]), verdict_path
+    )
     ledger = Ledger(cfg.run.out)
     ledger.forget(units_of(cfg, "shard"))
-    key = index[0]["sar_key"]
-    day = dt.date.fromisoformat(key.rsplit("/", 1)[1]).strftime("%Y_%m_%d")
-    for path in world.glob(f"*{day}*"):
-        path.unlink()
-    try:
-        summary = shard(cfg, Options())
-    except TooManyFailures as e:
-        assert "not found" in str(e)
-        tree = json.loads((tmp_path / "run" / "shard" / "summary.json").read_text())
-        assert tree["status"] == "failed"
-        return
+    for uri in json.loads(index[0]["sar_ref"])["uris"]:
+        (world / Path(uri).name).unlink()
+    summary = shard(cfg, Options())
     assert summary.status == "partial"
+    assert len(summary.quarantined) == 1
     assert "not found" in summary.quarantined[0]["reason"]
+    strict = cfg.model_copy(update={"run": cfg.run.model_copy(update={"tolerance": 0.0})})
+    with pytest.raises(TooManyFailures, match="not found"):
+        shard(strict, Options())
+    assert json.loads((tmp_path / "run" / "shard" / "summary.json").read_text())["status"] == "failed"
 
 
 def test_refusals_before_anything_starts(main_job: Done, tmp_path: Path) -> None:
@@ -316,9 +321,13 @@ def test_refusals_before_anything_starts(main_job: Done, tmp_path: Path) -> None
         shard(but("cca"), Options())
     full = {"run": cfg.run}
     with pytest.raises(ConfigError, match="nothing to translate"):
-        translate(cfg.model_copy(update=full | {"data": cfg.data.model_copy(update={"scene": "", "target": ""})}), Options())
+        translate(
+            cfg.model_copy(update=full | {"data": cfg.data.model_copy(update={"scene": "", "target": ""})}), Options()
+        )
     with pytest.raises(ConfigError, match="split 'test' holds 0 pairs"):
-        evaluate(cfg.model_copy(update=full | {"evaluate": cfg.evaluate.model_copy(update={"split": "test"})}), Options())
+        evaluate(
+            cfg.model_copy(update=full | {"evaluate": cfg.evaluate.model_copy(update={"split": "test"})}), Options()
+        )
 
 
 def test_a_mosaic_wants_fixed_scaling_and_its_own_quantity(main_job: Done) -> None:

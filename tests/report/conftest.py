@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from dom import Node, safe
 
-from sar2eo_dist import report, sources
+from sar2eo_dist import sources
+from sar2eo_dist.report import page as report
 
 
 @pytest.fixture(scope="session")

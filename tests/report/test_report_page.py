@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from dom import Node, safe
 
-from sar2eo_dist import report, storage
+from sar2eo_dist import storage
 from sar2eo_dist.report import images
+from sar2eo_dist.report import page as report
 
 
 def test_run_summary(page: Node) -> None:

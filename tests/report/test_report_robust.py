@@ -12,10 +12,11 @@ import pytest
 import yaml
 from dom import SECTIONS, safe
 
-from sar2eo_dist import report, sources, storage
+from sar2eo_dist import sources, storage
 from sar2eo_dist.errors import AccessDenied, Unavailable
 from sar2eo_dist.records import Rejected, Verdict
 from sar2eo_dist.report import images
+from sar2eo_dist.report import page as report
 
 EVIL = '<script>alert("x")</script><img src="http://evil.example/a.png" onerror=alert(1)>\'"--></style>{{ 7 * 7 }}'
 
