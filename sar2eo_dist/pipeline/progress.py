@@ -9,6 +9,7 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from sar2eo_dist.report.text import human_seconds
 
@@ -25,9 +26,11 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if self.total and self.noun and self.out.isatty():
+            fixed, rest = Column(no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
             self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[extra]}"),
-                TimeRemainingColumn(), console=Console(file=self.out), transient=True,
+                TextColumn("{task.description}", table_column=fixed), BarColumn(16), MofNCompleteColumn(table_column=fixed),
+                TimeRemainingColumn(table_column=fixed), TextColumn("{task.fields[extra]}", table_column=rest),
+                console=Console(file=self.out), transient=True, expand=True,
             )  # fmt: skip
             self.bar.start()
             self.task = self.bar.add_task(self.label, total=self.total, extra="")

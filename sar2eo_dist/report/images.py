@@ -63,11 +63,17 @@ class Album:
             return Picture(missing=redact(f"{type(e).__name__}: {e}"))
         return self._embed(Image.fromarray(pixels), side, 80)
 
-    def file(self, path: str, side: int = 1024, quality: int = 88) -> Picture:
-        """A picture file of the run folder (path relative to it), made no larger than `side` pixels."""
+    def file(self, path: str, side: int = 1024, quality: int = 88, bright: bool = False) -> Picture:
+        """A picture file of the run folder (path relative to it), made no larger than `side` pixels.
+
+        bright: it holds data (DN 0..3000 as 0..255), so show it as the other pictures are shown.
+        """
         try:
-            with Image.open(io.BytesIO(storage.read_bytes(part(self.run, path)))) as image:
-                image.load()
+            with Image.open(io.BytesIO(storage.read_bytes(part(self.run, path)))) as opened:
+                opened.load()
+                image: Image.Image = opened
+                if bright:
+                    image = Image.fromarray(display(np.asarray(image.convert("RGB"))))
                 return self._embed(image, side, quality)
         except Sar2EoError as e:
             return Picture(missing=redact(f"{type(e).__name__}: {e}"))

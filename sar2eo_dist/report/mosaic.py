@@ -121,5 +121,5 @@ def patches(run: Run, album: Album) -> Patches | None:
             without = len(rows) - len(names)
         except (NotFound, ValueError, KeyError, OSError, pa.ArrowException) as e:
             run.problems[table] = f"{type(e).__name__}: {e}"
-    looks = tuple(Look(n, album.file(f"{folder}/{n}.tiff", 160, 80)) for n in spaced(names, PATCHES))
+    looks = tuple(Look(n, album.file(f"{folder}/{n}.tiff", 160, 80, bright=True)) for n in spaced(names, PATCHES))
     return Patches(folder, stage.counts.get("patches"), without, looks)
