@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.records import digest
@@ -17,7 +18,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class Run(Section):
@@ -47,9 +50,11 @@ class Synthetic(Section):
     enabled: bool = False
     root: str = Field("runs/world", description="folder or URI it is written to, completed by its fingerprint")
     seed: int = 7
-    places: tuple[int, int] = Field((9, 12), description="rows, columns of the 0.02 degree grid written as patches")
+    places: tuple[PositiveInt, PositiveInt] = Field(
+        (9, 12), description="rows, columns of the 0.02 degree grid written as patches"
+    )
     dates: int = Field(3, ge=1, description="acquisition dates of each sensor")
-    scene: tuple[int, int] = Field((1024, 1024), description="rows, columns of the S1 scene")
+    scene: tuple[PositiveInt, PositiveInt] = Field((1024, 1024), description="rows, columns of the S1 scene")
     reference: int = Field(64, ge=2, description="images of the cloud reference set")
 
 
@@ -126,7 +131,7 @@ class Train(Section):
 
 class Translate(Section):
     window: int = Field(512, ge=32, description="side of a lattice window, pixels")
-    overlap: int = Field(256, ge=0, description="overlap of neighbouring windows, pixels")
+    overlap: int = Field(256, ge=32, description="overlap of neighbouring windows, pixels")
     block: int = Field(2048, ge=64, description="side of a block: one unit of work, one storage object")
     statistics: Literal["window"] = "window"
     threads: int = Field(1, ge=1, description="CPU threads of one translator; fixed, so results are")
@@ -144,7 +149,7 @@ class Evaluate(Section):
 
 
 class Resources(Section):
-    """What the machine gives. None of it changes a result."""
+    """What the machine gives. None of it changes a result, but for `workers`: trainings are equal for one world size."""
 
     address: str = Field("", description="Ray cluster; empty = RAY_ADDRESS, or a Ray of its own on this machine")
     object_store_mb: int = Field(0, description="0 = Ray's default")
@@ -159,7 +164,6 @@ class Resources(Section):
 _AFFECTS: dict[str, tuple[str, ...]] = {
     "synthesise": ("synthetic",),
     "collect": ("cca",),
-    "pairs": ("pairing", "split"),
     "shard": ("shard",),
     "train": ("train", "scaling"),
     "translate": ("translate",),
@@ -193,6 +197,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
+        for name, text in _strings(self.model_dump(), ""):
+            if _SECRET.search(text):
+                raise ValueError(f"{name} carries credentials in its URI: use the environment or a profile instead")
         if self.translate.overlap >= self.translate.window:
             raise ValueError(f"translate.overlap {self.translate.overlap} >= translate.window {self.translate.window}")
         if self.split.val + self.split.test >= 1:
@@ -203,7 +210,20 @@ class Config(Section):
         """Digest of the values that affect what a stage's units write: resources and concurrency are not part of it."""
         drop = _NEUTRAL.get(stage, set())
         parts = {s: _without(getattr(self, s).model_dump(mode="json"), drop) for s in _AFFECTS[stage]}
-        return digest(stage, parts)
+        world = self.resources.workers if stage == "train" else 1
+        return digest(stage, parts, world)
+
+
+_SECRET = re.compile(r"://[^/@\s]+:[^/@\s]+@|X-Amz-Signature=|X-Amz-Credential=|[?&]sig=", re.IGNORECASE)
+
+
+def _strings(tree: Any, name: str) -> Iterator[tuple[str, str]]:
+    """(dotted name, value) of every string below."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _strings(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(tree, str):
+        yield name, tree
 
 
 def _without(tree: Any, names: set[str]) -> Any:
@@ -245,7 +265,9 @@ def _set(tree: dict[str, Any], item: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {item!r}: {parent!r} is a value, not a section")
     try:
-        tree[leaf] = yaml.safe_load(text)
+        tree[leaf] = (
+            text if "#" in text else yaml.safe_load(text)
+        )  # a folder may be called so; a comment makes no sense
         if tree[leaf] is None:
             tree[leaf] = ""
     except yaml.YAMLError as e:
@@ -256,7 +278,7 @@ def _explain(err: Any) -> str:
     loc: Sequence[Any] = err["loc"]
     where = ".".join(str(p) for p in loc) or "config"
     if err["type"] != "extra_forbidden":
-        return f"{where}: {err['msg']} (got {err['input']!r})"
+        return f"{where}: {err['msg']}" + ("" if where == "config" else f" (got {err['input']!r})")
     fields = Config.model_fields
     for part in loc[:-1]:
         kind = fields[str(part)].annotation

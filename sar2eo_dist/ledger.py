@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sar2eo_dist import storage
@@ -79,8 +80,10 @@ class Ledger:
         """The entry of a completed unit. Raises NotFound."""
         return Entry.from_json(storage.read_bytes(self._uri(unit.stage, unit.id)))
 
-    def entries(self, units: Iterable[Unit]) -> list[Entry]:
-        return [self.entry(u) for u in units]
+    def entries(self, units: Sequence[Unit]) -> list[Entry]:
+        """Entries in the order of `units`; many small reads, so side by side."""
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(self.entry, units))
 
     def forget(self, units: Iterable[Unit]) -> None:
         """Take completions back (`--fresh`, or a failed audit): their data will be overwritten."""
@@ -89,13 +92,14 @@ class Ledger:
 
     def audit(self, units: Sequence[Unit], rehash: bool = True) -> list[Fault]:
         """What is wrong with the outputs of completed units: missing, another size, or (with `rehash`) another sha256."""
-        faults = []
-        for entry in self.entries(units):
-            for artifact in entry.outputs:
-                problem = _problem(storage.join(self.root, artifact.path), artifact, rehash)
-                if problem:
-                    faults.append(Fault(entry.unit, artifact.path, problem))
-        return faults
+
+        def check(unit: Unit) -> list[Fault]:
+            outputs = self.entry(unit).outputs
+            found = [(a.path, _problem(storage.join(self.root, a.path), a, rehash)) for a in outputs]
+            return [Fault(unit, path, problem) for path, problem in found if problem]
+
+        with ThreadPoolExecutor(16) as pool:
+            return [fault for faults in pool.map(check, units) for fault in faults]
 
 
 def _problem(uri: str, artifact: Artifact, rehash: bool) -> str:

@@ -155,3 +155,14 @@ class PairReader:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PairReader, (self.uri,)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a reader, numbered anew from 0."""
+
+    read: PairReader
+    indices: tuple[int, ...]
+
+    def __call__(self, i: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
+        return self.read(self.indices[i])

@@ -162,7 +162,14 @@ def list_files(uri: str) -> list[Info]:
     found = fs.find(path, withdirs=False, detail=True)
     if not found and not fs.exists(path):
         raise NotFound(uri, "not found")
-    return sorted((_info(fs, e) for e in found.values() if e["type"] == "file"), key=lambda i: i.uri)
+    infos = []
+    for entry in found.values():
+        if entry["type"] == "file" and not name(entry["name"]).endswith(".tmp"):  # another writer's unfinished object
+            try:
+                infos.append(_info(fs, entry))
+            except FileNotFoundError:
+                continue  # gone since it was listed
+    return sorted(infos, key=lambda i: i.uri)
 
 
 @_retried

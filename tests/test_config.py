@@ -18,6 +18,8 @@ def test_every_shipped_config_loads(path: Path) -> None:
 def test_overrides_are_yaml_values_and_nest(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("cca: {beta: 0.3}\n")
+    assert load(overrides=["run.out=/a #1/x"]).run.out == "/a #1/x"
+    assert load(overrides=["run.out=2024"]).run.out == "2024"
     cfg = load(str(path), ["cca.beta=0.5", "synthetic.places=[2, 3]", "data.s1=s3://b/x", "train.enhancer="])
     assert (cfg.cca.beta, cfg.synthetic.places, cfg.data.s1, cfg.train.enhancer) == (0.5, (2, 3), "s3://b/x", "")
 
@@ -34,6 +36,9 @@ def test_overrides_are_yaml_values_and_nest(tmp_path: Path) -> None:
         ("translate: {window: 64, overlap: 64}", [], ["translate.overlap 64"]),
         ("split: {val: 0.6, test: 0.5}", [], ["split.val 0.6"]),
         ("a: [", [], ["not YAML"]),
+        ("data: {s1: 's3://key:secret@bucket/x'}", [], ["data.s1 carries credentials"]),
+        ("synthetic: {places: [0, 3]}", [], ["synthetic.places"]),
+        ("cca: {brightness_min: .nan}", [], ["cca.brightness_min"]),
         ("- 1", [], ["mapping"]),
         ("", ["cca.beta"], ["cca.beta", "section.key=value"]),
         ("cca: 3", ["cca.beta=1"], ["'cca' is a value"]),

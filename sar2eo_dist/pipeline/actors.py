@@ -16,7 +16,6 @@ import torch
 from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference, point_distance
 from sar2eo_dist.config import CCA, Scaling
-from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.models import bundle
 from sar2eo_dist.models.extractors import Extractor, extractor
 from sar2eo_dist.radiometry import scale_sar
@@ -63,12 +62,18 @@ class ScoreActor:
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         (row,) = batch.to_pylist()
         pixels = row.pop("pixels")
+        try:
+            self._score(row, pixels)
+        except Exception as e:  # this slice is tried again; the others go on
+            row["error"] = f"{type(e).__name__}: {e}"
+        return {k: [v] for k, v in row.items()}
+
+    def _score(self, row: dict[str, Any], pixels: bytes) -> None:
         if pixels and not row["error"]:
             images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, PATCH, PATCH)
             scores = iter(point_distance(padded_features(self.net, images, self.pack), self.reference).tolist())
             verdicts = from_table(pa.ipc.open_stream(row["verdicts"]).read_all(), Verdict)
             row["verdicts"] = _ipc([self._scored(v, scores) for v in verdicts])
-        return {k: [v] for k, v in row.items()}
 
     def _scored(self, v: Verdict, scores: Any) -> Verdict:
         if v.sensor != S2 or v.reason != KEPT:
@@ -96,21 +101,7 @@ class Chain:
         loaded = [bundle.load(uri, self.device) for uri in bundles]
         self.nets = [net for net, _ in loaded]
         self.info = loaded[0][1]
-        self.uris = list(bundles)
         self.scaling = Scaling.model_validate(self.info.scaling)
-
-    def require_fixed(self) -> None:
-        """A mosaic needs per-pixel scaling on both sides: per-image scaling gives neighbours another radiometry."""
-        if (self.scaling.sar, self.scaling.eo) != ("fixed", "fixed"):
-            raise ConfigError(
-                f"this bundle was trained with scaling sar={self.scaling.sar}, eo={self.scaling.eo}; a mosaic needs "
-                f"fixed on both sides (patches do not): {self.uris[0]}"
-            )
-
-    def require_quantity(self, quantity: str, uri: str) -> None:
-        """sigma-nought and gamma-nought differ by the incidence angle: a network knows only the one it learned."""
-        if quantity != self.info.quantity:
-            raise ConfigError(f"the bundle was trained on {self.info.quantity}, the scene is {quantity}: {uri}")
 
     def __call__(self, db: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
         """Images (3, h, w) float32 in [-1, 1] of one SAR window (2, h, w) dB: one after each network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from sar2eo_dist.errors import ConfigError
 BLOCK_BYTES = 16 << 20
 #: no row for so long means a deadlock or a dead cluster: fail with Ray's own words rather than hang
 NO_PROGRESS_S = 900
+
+#: a worker that dies is tried again so often by Ray (for ever is its default); then the unit counts a failed attempt
+TASKS: dict[str, Any] = {"max_retries": 2}
+ACTORS: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 2}
 
 
 def start(cfg: Config) -> None:
@@ -76,7 +81,7 @@ def share(asked: int, threads: int, units: int, cpus: float, gpus: float, reader
             f"{n} actors x {each:g} CPUs = {n * each:g} of {cpus:g} CPUs leave fewer than the {cpus - free:g} that reading "
             f"needs: the job would hang. Lower resources.extractors/translators or the threads, or add CPUs."
         )
-    return Share(n, each, min(1.0, gpus / n) if gpus >= 1 else 0.0)
+    return Share(n, each, 1.0 / math.ceil(n / gpus) if gpus >= 1 else 0.0)
 
 
 def capacity(cfg: Config) -> tuple[float, float]:

@@ -26,12 +26,12 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from sar2eo_dist import sources, storage
 from sar2eo_dist.cca import assess, exposure
 from sar2eo_dist.config import CCA, Config
-from sar2eo_dist.errors import BadInput, ConfigError, StorageError
+from sar2eo_dist.errors import AccessDenied, BadInput, ConfigError, NotFound
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.pipeline import cluster, selection
 from sar2eo_dist.pipeline.actors import ScoreActor
 from sar2eo_dist.pipeline.reference import reference_images, reference_set
-from sar2eo_dist.pipeline.stage import Failure, Options, Summary, entries_of, run_stage, write_summary
+from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
 from sar2eo_dist.radiometry import validity
 from sar2eo_dist.records import KEPT, S1, S2, TileRef, Unit, Verdict, by_key, digest, from_table, to_table
 
@@ -84,7 +84,7 @@ def collect(cfg: Config, opts: Options) -> Summary:
         return dataclasses.replace(summary, counts={"tiles": len(refs), "unusable": len(rejected)})
     bad_units = {q["unit"] for q in summary.quarantined}
     finished = [u for u in units[: summary.planned] if u.id not in bad_units]
-    entries = entries_of(Ledger(cfg.run.out), finished)
+    entries = Ledger(cfg.run.out).entries(finished)
     outputs, counts = selection.publish(cfg, [e.outputs[0].path for e in entries], rejected, mark)
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
 
@@ -95,10 +95,11 @@ def _stream(
     """Units through Ray Data; yields a completion as soon as a unit's last pack has arrived."""
     manifest = _write_manifest(cfg, todo)
     cpus, gpus = cluster.capacity(cfg)
-    rows = [{"unit": u.id, "group": i, "manifest": manifest} for i, (u, _) in enumerate(todo)]
+    final = attempt >= cfg.run.max_attempts
+    rows = [{"unit": u.id, "group": i, "manifest": manifest, "final": final} for i, (u, _) in enumerate(todo)]
     readers = TaskPoolStrategy(cfg.resources.readers) if cfg.resources.readers else None
     packs = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _Assess(cfg.cca, bool(reference)), batch_size=1, batch_format="pyarrow", compute=readers
+        _Assess(cfg.cca, bool(reference)), batch_size=1, batch_format="pyarrow", compute=readers, **cluster.TASKS
     )
     if reference:
         part = cluster.share(cfg.resources.extractors, cfg.cca.threads, len(rows), cpus, gpus, readers=1.0)
@@ -110,11 +111,13 @@ def _stream(
             compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),
             num_cpus=part.cpus,
             num_gpus=part.gpus,
+            **cluster.ACTORS,
         )
     units = {u.id: u for u, _ in todo}
     started: dict[str, float] = {}
     gathered: dict[str, dict[int, pa.Table]] = defaultdict(dict)
     lengths: dict[str, int] = {}
+    sizes: dict[str, int] = defaultdict(int)
     for row in packs.iter_rows():
         uid = row["unit"]
         if row["error"]:
@@ -123,12 +126,13 @@ def _stream(
             continue
         started.setdefault(uid, row["started"])
         gathered[uid][row["pack"]] = pa.ipc.open_stream(row["verdicts"]).read_all()
+        sizes[uid] = max(sizes[uid], int(row["bytes_in"]))
         if row["last"]:
             lengths[uid] = row["pack"] + 1
         if lengths.get(uid) == len(gathered[uid]):
             tables = gathered.pop(uid)
             table = pa.concat_tables([tables[i] for i in range(len(tables))])
-            yield _complete(cfg, units[uid], table, time.time() - started[uid], int(row["bytes_in"]), attempt)
+            yield _complete(cfg, units[uid], table, time.time() - started[uid], sizes[uid], attempt)
 
 
 def _complete(cfg: Config, unit: Unit, table: pa.Table, seconds: float, bytes_in: int, attempt: int) -> Entry:
@@ -181,8 +185,15 @@ class _Assess:
         try:
             with storage.open_read(row["manifest"]) as f:
                 refs = from_table(pq.ParquetFile(f).read_row_group(row["group"]), TileRef)
+            lost = 0
             for ref in refs:
-                verdict, image, nbytes = judge(ref, self.cca)
+                try:
+                    verdict, image, nbytes = judge(ref, self.cca)
+                except (NotFound, AccessDenied) as e:
+                    lost += 1
+                    if not row["final"] or lost == len(refs):  # the store's fault, not this tile's: try the unit again
+                        raise
+                    verdict, image, nbytes = bare(ref, "unreadable", f"{e.message} in every attempt"), None, 0
                 size += nbytes
                 verdicts.append(verdict)
                 if self.scored and image is not None:
@@ -191,11 +202,17 @@ class _Assess:
                     yield pack(last=False)
                     number += 1
                     verdicts, pixels = [], []
-        except StorageError as e:  # an outage is no verdict on a tile: the unit is tried again
+        except Exception as e:  # an outage (or our own error) is no verdict on a tile: the unit is tried again
             verdicts, pixels = [], []
             yield pack(last=True, error=f"{type(e).__name__}: {e}")
             return
         yield pack(last=True)
+
+
+def bare(ref: TileRef, reason: str, detail: str = "") -> Verdict:
+    """A verdict without measurements."""
+    pointer = {f.name: getattr(ref, f.name) for f in dataclasses.fields(TileRef)}
+    return Verdict(**pointer, key=ref.key, place=ref.place, reason=reason, detail=detail)
 
 
 def judge(ref: TileRef, cca: CCA) -> tuple[Verdict, npt.NDArray[np.uint8] | None, int]:
@@ -203,15 +220,14 @@ def judge(ref: TileRef, cca: CCA) -> tuple[Verdict, npt.NDArray[np.uint8] | None
 
     A bad tile is a verdict with its reason; an outage of the store raises StorageError.
     """
-    pointer = {f.name: getattr(ref, f.name) for f in dataclasses.fields(TileRef)} | {"key": ref.key, "place": ref.place}
     try:
         if ref.sensor == S1:
             db = sources.read_sar(ref)
             share = float(validity(db).mean())
-            return Verdict(**pointer, reason=KEPT, valid_fraction=share), None, db.nbytes
+            return dataclasses.replace(bare(ref, KEPT), valid_fraction=share), None, db.nbytes
         eo = sources.read_eo(ref)
     except BadInput as e:
-        return Verdict(**pointer, reason=e.reason, detail=e.detail), None, 0
+        return bare(ref, e.reason, e.detail), None, 0
     m = assess(eo.bands, eo.qa60, cca)
-    verdict = Verdict(**pointer, **dataclasses.asdict(m))
+    verdict = dataclasses.replace(bare(ref, m.reason), **dataclasses.asdict(m))
     return verdict, exposure.stretch(eo.bands) if m.reason == KEPT else None, eo.bands.nbytes

@@ -18,14 +18,15 @@ from PIL import Image
 
 from sar2eo_dist import shards, storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation.baselines import LinearFit, LinearModel, MeanImage, constant
 from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.actors import Chain
-from sar2eo_dist.pipeline.stage import Failure, Options, Summary, entries_of, read_summary, run_stage, write_summary
+from sar2eo_dist.pipeline.shard import present
+from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.records import Artifact, Pair, Unit, digest, from_table
 from sar2eo_dist.report.page import write as write_report
@@ -41,8 +42,12 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     store = storage.join(root, sharded["outputs"]["store"])
     index = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, sharded["outputs"]["index"]))))
     pairs = from_table(index, Pair)
-    chosen = [i for i, p in enumerate(pairs) if p.split == cfg.evaluate.split]
-    training = [i for i, p in enumerate(pairs) if p.split == "train"]
+    for uri in bundles:
+        if bundle.read(uri).data != sharded["digest"]:  # its training pairs may be in this store's held-out fold
+            raise Sar2EoError(f"this bundle was trained on other shards: run jobs/train.py again: {uri}")
+    there = present(sharded)
+    chosen = [i for i, p in enumerate(pairs) if p.split == cfg.evaluate.split and there(i)]
+    training = [i for i, p in enumerate(pairs) if p.split == "train" and there(i)]
     if not chosen or not training:
         raise ConfigError(
             f"split {cfg.evaluate.split!r} holds {len(chosen)} pairs and 'train' {len(training)}: change evaluate.split, or "
@@ -69,7 +74,9 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     if opts.dry_run:
         return dataclasses.replace(summary, counts={"pairs": len(chosen)})
     lost = {q["unit"] for q in summary.quarantined}
-    entries = entries_of(Ledger(root), [u for u, _ in plan.values() if u.id not in lost][: summary.planned])
+    entries = Ledger(root).entries([u for u, _ in list(plan.values())[: summary.planned] if u.id not in lost])
+    if not entries:
+        raise Sar2EoError(f"no pair could be measured; the first reason: {summary.quarantined[0]['reason']}")
     outputs = _gather(root, [e.outputs for e in entries])
     write_summary(cfg, dataclasses.replace(summary, outputs=outputs))
     write_report(root)

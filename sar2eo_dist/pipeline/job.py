@@ -10,14 +10,16 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+import ray.exceptions
 import yaml
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.errors import ConfigError, Sar2EoError
-from sar2eo_dist.pipeline.stage import Options, Summary
+from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
+from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
+STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate")
 Verb = Callable[[Config, Options], Summary]
 
 
@@ -48,7 +50,12 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
         for verb in verbs:
             if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
                 continue
-            summary = verb(cfg, opts)
+            try:
+                summary = verb(cfg, opts)
+            except BaseException as e:
+                if not opts.dry_run and verb.__name__ in STAGES:
+                    failed(cfg, verb.__name__, e)
+                raise
             partial |= summary.status == "partial"
             print(summary.line(), flush=True)
             if opts.dry_run and len(verbs) > 1 and summary.planned > summary.resumed:
@@ -63,10 +70,27 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
     except Sar2EoError as e:
         print(f"{name} failed: {type(e).__name__}: {e}", file=sys.stderr)
         return 1
+    except ray.exceptions.RayError as e:
+        print(f"{name} failed in Ray: {cause(e)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\n{name} stopped; the same command resumes it", file=sys.stderr)
         return 130
     return 3 if partial and opts.strict else 0
+
+
+def failed(cfg: Config, stage: str, e: BaseException) -> None:
+    """Leave a summary that says `failed`, so that no later verb (and no scheduler) trusts the one of an earlier run."""
+    reason = {"unit": "", "key": stage, "reason": f"{type(e).__name__}: {e}"}
+    try:
+        uri = storage.join(cfg.run.out, stage, "summary.json")
+        if isinstance(e, TooManyFailures) or (isinstance(e, ConfigError) and not storage.exists(uri)):
+            return
+        write_summary(
+            cfg, Summary(stage, "failed", quarantined=[reason], started=now(), ended=now(), machine=machine())
+        )
+    except Sar2EoError as other:
+        print(f"could not write {stage}/summary.json: {other}", file=sys.stderr)
 
 
 def keep(cfg: Config) -> None:

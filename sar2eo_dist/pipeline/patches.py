@@ -56,7 +56,7 @@ def plan(cfg: Config, weights: str) -> Targets:
         near = [r for r in by_place[place_key(t.lon, t.lat)] if abs((r.date - t.date).days) <= cfg.translate.max_days]
         best = min(near, key=lambda r: (abs((r.date - t.date).days), r.date, r.key), default=None)
         chosen.append((t, best))
-    mark = digest(cfg.fingerprint("translate"), weights, storage.info(uri).digest)
+    mark = digest(cfg.fingerprint("translate"), weights, [(t.name, ref.digest if ref else "") for t, ref in chosen])
     return Targets(f"translate/patches-{mark[:12]}", tuple(chosen))
 
 
@@ -77,12 +77,13 @@ def write(
     return Entry(unit, tuple(outputs), time.time() - begin, size, attempt, {"patches": len(part)})
 
 
-def publish(root: str, targets: Targets) -> dict[str, str]:
+def publish(root: str, targets: Targets, made: set[str]) -> dict[str, str]:
     """`patches.parquet`: every target with its SAR key and day difference, also those that had no SAR."""
     rows = [
         {
             "name": t.name, "place": place_key(t.lon, t.lat), "date": t.date, "sar_key": ref.key if ref else "",
-            "days": (t.date - ref.date).days if ref else None, "status": "translated" if ref else "no SAR in range",
+            "days": (t.date - ref.date).days if ref else None,
+            "status": "translated" if t.name in made else "not done" if ref else "no SAR in range",
         }
         for t, ref in targets.chosen
     ]  # fmt: skip

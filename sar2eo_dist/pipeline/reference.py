@@ -17,8 +17,9 @@ from ray.data import ActorPoolStrategy
 from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference
 from sar2eo_dist.config import CCA, Config
-from sar2eo_dist.errors import ConfigError, ReferenceSetError
+from sar2eo_dist.errors import ConfigError, ReferenceSetError, StorageError
 from sar2eo_dist.ledger import Entry, Ledger
+from sar2eo_dist.models import inception
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.actors import load_extractor, padded_features
 from sar2eo_dist.records import PATCH, Unit
@@ -38,6 +39,8 @@ def reference_images(cca: CCA) -> list[storage.Info]:
             "cca.reference is empty: set it to a folder (any URI) of 8-bit RGB cloud images of 256 x 256, "
             "or set cca.profile=none to keep every readable tile"
         )
+    if cca.extractor == "inception":
+        inception.place(cca.weights)  # missing or wrong weights stop here, before anything starts
     uri = storage.absolute(cca.reference)
     images = [i for i in storage.list_files(uri) if i.uri.lower().endswith(ENDINGS)]
     if len(images) < 2:
@@ -51,6 +54,8 @@ def read_image(uri: str) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
             if image.size != (PATCH, PATCH):
                 raise ReferenceSetError(f"reference image is {image.size[0]} x {image.size[1]}, not 256 x 256: {uri}")
+            if image.mode not in ("RGB", "RGBA", "L", "P"):
+                raise ReferenceSetError(f"reference image is of mode {image.mode}, not 8-bit RGB or grey: {uri}")
             return np.asarray(image.convert("RGB"), np.uint8).transpose(2, 0, 1)
     except (UnidentifiedImageError, OSError, SyntaxError) as e:
         raise ReferenceSetError(f"cannot decode reference image ({e}): {uri}") from e
@@ -70,7 +75,7 @@ class FeatureActor:
         try:
             images = np.stack([read_image(u) for u in row["uris"]])
             out["features"] = [padded_features(self.net, images, self.pack).tobytes()]
-        except ReferenceSetError as e:
+        except (ReferenceSetError, StorageError) as e:
             out["error"] = [str(e)]
         return out
 
@@ -105,6 +110,7 @@ def _features(cfg: Config, images: Sequence[storage.Info]) -> tuple[npt.NDArray[
         compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),
         num_cpus=part.cpus,
         num_gpus=part.gpus,
+        **cluster.ACTORS,
     )
     packs = sorted(done.iter_rows(), key=lambda r: r["pack"])
     for row in packs:

@@ -71,7 +71,9 @@ def _select(cfg: Config, table: pa.Table, reference: str) -> tuple[pa.Table, Cal
         return table, None
     scores = np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
     entered = np.isfinite(scores) & np.asarray(pc.equal(table["reason"], KEPT).to_numpy(zero_copy_only=False))
-    names = set(table.filter(pa.array(entered))["score_name"].to_pylist()) or {""}
+    if not entered.any():
+        return table, None
+    names = set(table.filter(pa.array(entered))["score_name"].to_pylist())
     if len(names) > 1:
         raise Sar2EoError(f"scores of different extractors in one run folder: {sorted(names)}; use --fresh")
     calibration = calibrate(scores[entered], names.pop(), cfg.cca.rule, cfg.cca.beta, reference)

@@ -7,8 +7,9 @@ import datetime as dt
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,8 +65,17 @@ def shard(cfg: Config, opts: Options) -> Summary:
     if opts.dry_run:
         return dataclasses.replace(summary, counts={"pairs": len(pairs)})
     outputs = {"store": store, "index": f"{store}/index.parquet"}
-    counts = {"pairs": len(pairs)} | {f"pairs {s}": sum(p.split == s for p in pairs) for s in SPLITS}
+    counts = {"pairs": len(pairs), "pairs a shard": samples} | {
+        f"pairs {s}": sum(p.split == s for p in pairs) for s in SPLITS
+    }
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
+
+
+def present(sharded: dict[str, Any]) -> Callable[[int], bool]:
+    """Whether a sample of a store is really there: not where its shard was quarantined, or beyond `--limit`."""
+    missing = {int(q["key"].rsplit("/", 1)[1]) for q in sharded["quarantined"]}
+    size, planned = sharded["counts"]["pairs a shard"], sharded["planned"]
+    return lambda i: i // size < planned and i // size not in missing
 
 
 def _canonical(p: Pair) -> tuple[int, str, str, str]:

@@ -12,9 +12,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+
+import ray.exceptions
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
@@ -93,34 +94,43 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
     Raises TooManyFailures where more than `run.tolerance` of the plan is quarantined.
     """
     ledger, started, clock = Ledger(cfg.run.out), now(), time.monotonic()
-    if opts.fresh and not opts.dry_run:
-        ledger.forget(units)
-    finished = ledger.done(stage)
     planned = list(units)[: opts.limit] if opts.limit else list(units)
+    if opts.fresh and not opts.dry_run:
+        ledger.forget(planned)
+    finished = set() if opts.fresh else ledger.done(stage)
+    if not opts.dry_run:
+        finished -= _damaged(ledger, [u for u in planned if u.id in finished])
     todo = [u for u in planned if u.id not in finished]
     resumed = len(planned) - len(todo)
     if opts.dry_run:
         return Summary(stage, "planned", len(planned), 0, resumed, started=started)
     attempts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
+    crashed = False
     with Meter(stage, len(todo), noun) as meter:
         while todo:
             for unit in todo:
                 attempts[unit.id] += 1
-            for result in execute(todo, max(attempts[u.id] for u in todo)):
-                if isinstance(result, Failure):
-                    reasons[result.unit_id] = result.reason
-                else:
-                    ledger.commit(result)
-                    reasons.pop(result.unit.id, None)
-                    finished.add(result.unit.id)
-                    meter.advance()
+            for group in [[u] for u in todo] if crashed else [todo]:  # after a crash, no unit shares another's fate
+                try:
+                    for result in execute(group, max(attempts[u.id] for u in group)):
+                        if isinstance(result, Failure):
+                            reasons[result.unit_id] = result.reason
+                        else:
+                            ledger.commit(result)
+                            reasons.pop(result.unit.id, None)
+                            finished.add(result.unit.id)
+                            meter.advance()
+                except ray.exceptions.RayError as e:
+                    crashed = True
+                    for unit in group:
+                        reasons.setdefault(unit.id, f"its worker died: {cause(e)}")
             todo = [u for u in todo if u.id not in finished and attempts[u.id] < cfg.run.max_attempts]
     quarantined = [
         {"unit": u.id, "key": u.key, "reason": reasons.get(u.id, "no result: its worker died")}
         for u in planned if u.id not in finished
     ]  # fmt: skip
-    entries = entries_of(ledger, [u for u in planned if u.id in finished])
+    entries = ledger.entries([u for u in planned if u.id in finished])
     counts: Counter[str] = Counter()
     for entry in entries:
         counts.update(entry.counts)
@@ -140,10 +150,20 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
     return summary
 
 
-def entries_of(ledger: Ledger, units: Sequence[Unit]) -> list[Entry]:
-    """Entries in the order of `units`; many small reads, so side by side."""
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(ledger.entry, units))
+def _damaged(ledger: Ledger, units: Sequence[Unit]) -> set[str]:
+    """Completed units whose data are missing or of another size: their entries are taken back, they run again."""
+    faults = ledger.audit(units, rehash=False)
+    for fault in faults[:3]:
+        print(f"{fault.unit.stage}: {fault.path} {fault.problem}; made again", file=sys.stderr)
+    ledger.forget({f.unit for f in faults})
+    return {f.unit.id for f in faults}
+
+
+def cause(e: BaseException) -> str:
+    """The innermost error of what Ray wrapped, in one line."""
+    inner = getattr(e, "cause", None) or e.__cause__ or e
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[-1] if lines else ''}"
 
 
 def attempt(unit: Unit, work: Callable[[], Entry]) -> Entry | Failure:

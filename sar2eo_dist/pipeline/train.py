@@ -31,8 +31,9 @@ from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.actors import exact
 from sar2eo_dist.pipeline.progress import Meter
+from sar2eo_dist.pipeline.shard import present
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
-from sar2eo_dist.records import S1_BANDS, S2_BANDS, Pair, Unit, from_table
+from sar2eo_dist.records import PATCH, S1_BANDS, S2_BANDS, Pair, Unit, from_table
 from sar2eo_dist.training import checkpoint as checkpoints
 from sar2eo_dist.training.enhance import Translated
 from sar2eo_dist.training.fit import fit, seed
@@ -54,7 +55,7 @@ class Job:
     seed: int
     threads: int
     store: str
-    count: int  # training samples: the first of the store
+    samples: tuple[int, ...]  # training samples: their places in the store
     translator: str  # URI of the translator's bundle, for the enhancer
 
 
@@ -64,14 +65,21 @@ def train(cfg: Config, opts: Options) -> Summary:
     root = storage.absolute(cfg.run.out)
     store = storage.join(root, sharded["outputs"]["store"])
     index = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, sharded["outputs"]["index"]))))
-    count = sum(p.split == "train" for p in from_table(index, Pair))
-    if not count:
+    there = present(sharded)
+    samples = tuple(i for i, p in enumerate(from_table(index, Pair)) if p.split == "train" and there(i))
+    if not samples:
         raise ConfigError("no pair is in the training fold: change split.cell_degrees, split.val or split.seed")
     fingerprint, inputs = cfg.fingerprint(STAGE), str(sharded["digest"])
     plan: dict[str, tuple[Unit, Job]] = {}
     before = ""
     for role, model, stage in _roles(cfg):
-        translator(model).complete(stage.options)  # a wrong option stops here, before anything starts
+        translator(model).complete(stage.options)  # what is wrong stops here, before anything starts
+        if stage.crop > PATCH:
+            raise ConfigError(f"train.{role}.crop {stage.crop} is larger than a patch of {PATCH} pixels")
+        if stage.batch % cfg.resources.workers:
+            raise ConfigError(
+                f"train.{role}.batch {stage.batch} is no multiple of resources.workers {cfg.resources.workers}"
+            )
         unit = Unit(STAGE, role, fingerprint, inputs + before)
         job = Job(
             role,
@@ -81,7 +89,7 @@ def train(cfg: Config, opts: Options) -> Summary:
             cfg.train.seed,
             cfg.train.threads,
             store,
-            count,
+            samples,
             before and folder(root, before),
         )
         plan[unit.id] = (unit, job)
@@ -102,9 +110,16 @@ def train(cfg: Config, opts: Options) -> Summary:
     units = [u for u, _ in plan.values()]
     summary = run_stage(cfg, opts, STAGE, units, execute, "")
     if opts.dry_run:
-        return dataclasses.replace(summary, counts={"training pairs": count})
-    outputs = {u.key: folder("", u.id).lstrip("/") for u in units[: summary.planned]}
-    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts={"training pairs": count}))
+        return dataclasses.replace(summary, counts={"training pairs": len(samples)})
+    lost = {q["unit"] for q in summary.quarantined}
+    outputs = {u.key: folder("", u.id).lstrip("/") for u in units[: summary.planned] if u.id not in lost}
+    for role in ROLES:  # the curves of these networks, whichever were trained last
+        history = storage.join(root, STAGE, role, "history.jsonl")
+        if role in outputs:
+            storage.put(history, storage.read_bytes(storage.join(root, outputs[role], "history.jsonl")))
+        else:
+            storage.delete(history)
+    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts={"training pairs": len(samples)}))
 
 
 def folder(root: str, unit_id: str) -> str:
@@ -131,14 +146,19 @@ def _cause(e: BaseException) -> str:
 def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any], attempt: int) -> Entry:
     """Train one network to its last step and publish its bundle and history."""
     begin = time.time()
-    _, gpus = cluster.capacity(cfg)
+    cpus, gpus = cluster.capacity(cfg)
+    workers = cfg.resources.workers
+    if workers > (gpus if gpus >= 1 else cpus):
+        has = f"{gpus:g} GPUs" if gpus >= 1 else f"{cpus:g} CPUs"
+        raise ConfigError(f"resources.workers {workers}: the cluster has {has}, the job would wait for ever")
+    again = cfg.run.max_attempts - 1
     board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
     fs, path = storage.filesystem(storage.join(root, STAGE, "checkpoints"))
     trainer = TorchTrainer(
         _loop,
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=cfg.resources.workers,
+            num_workers=workers,
             use_gpu=gpus >= 1,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus >= 1 else {}),
         ),
@@ -146,7 +166,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
             name=unit.id,
             storage_path=path,
             storage_filesystem=PyFileSystem(FSSpecHandler(fs)) if "://" in root else None,
-            failure_config=FailureConfig(max_failures=cfg.run.max_attempts - 1),
+            failure_config=FailureConfig(max_failures=again, controller_failure_limit=again),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -175,7 +195,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
     outputs = bundle.save(folder(root, unit.id), net, info)
     relative = folder("", unit.id).lstrip("/")
     outputs = [dataclasses.replace(a, path=storage.join(relative, storage.name(a.path))) for a in outputs]
-    storage.put(storage.join(root, STAGE, job.role, "history.jsonl"), lines.encode())
+    storage.put(storage.join(folder(root, unit.id), "history.jsonl"), lines.encode())
     counts = {f"{job.role} steps": job.stage.steps}
     return Entry(unit, tuple(outputs), time.time() - begin, int(sharded["bytes_out"]), attempt, counts)
 
@@ -198,9 +218,8 @@ def _loop(config: dict[str, Any]) -> None:
     if world > 1:
         trainer.wrap(torch.nn.parallel.DistributedDataParallel)
     transform = Translated(bundle.load(job.translator, str(device))[0], str(device)) if job.translator else None
-    loader = Loader(
-        shards.PairReader(job.store), job.count, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform
-    )
+    read, n = shards.Subset(shards.PairReader(job.store), job.samples), len(job.samples)
+    loader = Loader(read, n, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform)
     clock = {"at": time.monotonic(), "step": start}
 
     def on_log(step: int, losses: dict[str, float]) -> None:

@@ -60,12 +60,15 @@ def translate(cfg: Config, opts: Options) -> Summary:
     root = storage.absolute(cfg.run.out)
     bundles = [storage.join(root, trained[r]) for r in ("translate", "enhance") if r in trained]
     fingerprint = cfg.fingerprint(STAGE)
+    if not bundles:
+        raise ConfigError("jobs/train.py left no translator: run it again")
     weights = digest([bundle.digest(bundle.read(b)) for b in bundles])
     plan: dict[str, tuple[Unit, Any]] = {}
     mosaic = plan_mosaic(cfg, weights) if cfg.data.scene else None
     if mosaic:
+        require_fit(bundle.read(bundles[0]), mosaic.scene)
         for block in mosaic.grid.blocks():
-            unit = Unit(STAGE, f"{mosaic.folder}/{block.key}", fingerprint, digest(weights, mosaic.scene.digest))
+            unit = Unit(STAGE, f"{mosaic.folder}/{block.key}", fingerprint, digest(weights, _identity(mosaic.scene)))
             plan[unit.id] = (unit, ("block", block))
     targets = patches.plan(cfg, weights) if cfg.data.target else None
     if targets:
@@ -90,7 +93,11 @@ def translate(cfg: Config, opts: Options) -> Summary:
     if mosaic:
         outputs |= _publish_mosaic(cfg, root, mosaic)
     if targets:
-        outputs |= patches.publish(root, targets)
+        lost = {q["unit"] for q in summary.quarantined}
+        done = [
+            what for u, (kind, what) in list(plan.values())[: summary.planned] if kind == "patches" and u.id not in lost
+        ]
+        outputs |= patches.publish(root, targets, {target.name for part in done for target, _ in part})
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs))
 
 
@@ -100,7 +107,28 @@ def plan_mosaic(cfg: Config, weights: str) -> Mosaic:
     t = cfg.translate
     grid = Grid(scene.crs, scene.transform, scene.width, scene.height, t.window, t.overlap, t.block, MULTIPLE)
     stem = storage.name(scene.uri).rsplit(".", 1)[0]
-    return Mosaic(f"{STAGE}/{stem}-{digest(cfg.fingerprint(STAGE), weights, scene.digest)[:12]}", scene, grid)
+    return Mosaic(f"{STAGE}/{stem}-{digest(cfg.fingerprint(STAGE), weights, _identity(scene))[:12]}", scene, grid)
+
+
+def _identity(scene: SceneRef) -> str:
+    """What the pixels of a scene mean: its bytes, and how they are declared."""
+    return digest(scene.digest, scene.units, scene.quantity)
+
+
+def require_fit(info: bundle.BundleInfo, scene: SceneRef) -> None:
+    """Refuse a bundle that cannot make this mosaic. Raises ConfigError.
+
+    Per-image scaling gives neighbours another radiometry, and sigma-nought and gamma-nought differ by the incidence
+    angle: a network knows only the one that it learned.
+    """
+    found = (info.scaling["sar"], info.scaling["eo"])
+    if found != ("fixed", "fixed"):
+        raise ConfigError(
+            f"this bundle was trained with scaling sar={found[0]}, eo={found[1]}; a mosaic needs fixed on both sides "
+            f"(patches do not): set scaling.sar, scaling.eo and train again, or leave data.scene empty"
+        )
+    if scene.quantity != info.quantity:
+        raise ConfigError(f"the bundle was trained on {info.quantity}, the scene is {scene.quantity}: {scene.uri}")
 
 
 class Worker:
@@ -109,9 +137,6 @@ class Worker:
     def __init__(self, root: str, bundles: Sequence[str], threads: int, mosaic: Mosaic | None, folder: str) -> None:
         self.root, self.mosaic, self.folder = root, mosaic, folder
         self.chain = Chain(bundles, threads)
-        if mosaic:
-            self.chain.require_fixed()
-            self.chain.require_quantity(mosaic.scene.quantity, mosaic.scene.uri)
 
     def __call__(self, unit: Unit, payload: tuple[str, Any], attempt: int) -> Entry:
         kind, what = payload

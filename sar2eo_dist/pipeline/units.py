@@ -51,7 +51,11 @@ def run(
             raise TypeError("units.run wants `work`, or `make` and `part`")
         tasks = _Rows(lambda: work)
         done = source.map_batches(
-            tasks, batch_size=1, batch_format="pyarrow", compute=TaskPoolStrategy(parallel) if parallel else None
+            tasks,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(parallel) if parallel else None,
+            **cluster.TASKS,
         )
     else:
         done = source.map_batches(
@@ -62,6 +66,7 @@ def run(
             compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),
             num_cpus=part.cpus,
             num_gpus=part.gpus,
+            **cluster.ACTORS,
         )
     for row in done.iter_rows():
         yield pickle.loads(row["result"])  # noqa: S301 -- made by this run's own workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from small_job import SMALL, VERBS, Done
 
 from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.pipeline.stage import Options
+from sar2eo_dist.records import Unit
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +66,13 @@ def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, 
     again = VERB[stage](cfg, Options())
     assert (again.status, again.resumed, again.done) == ("complete", finished, planned)
     assert again.digest == main_job.summaries[stage].digest
-    assert not [p for p in out.rglob(".*.tmp") if time.time() - p.stat().st_mtime < 0]
+    units = [Unit(*(json.loads(p.read_text())["unit"][k] for k in ("stage", "key", "fingerprint", "inputs")))
+             for p in (out / "ledger" / stage).glob("*.json")]  # fmt: skip
+    assert len(units) == planned
+    assert ledger.audit(units) == []  # and the bytes are those that the entries name
+    for name, path in again.outputs.items():
+        if (out / path).is_file():
+            assert (out / path).read_bytes() == main_job.path(stage, name).read_bytes(), name
 
 
 def test_a_killed_training_resumes_from_its_checkpoint_to_the_same_weights(main_job: Done, tmp_path: Path) -> None:

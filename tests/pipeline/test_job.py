@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from sar2eo_dist import storage
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.errors import ConfigError, TooManyFailures
+from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
 from sar2eo_dist.ledger import Entry, Ledger
+from sar2eo_dist.pipeline import units
 from sar2eo_dist.pipeline.job import main, multiearth
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage
 from sar2eo_dist.pipeline.synthesise import with_world
@@ -88,6 +91,61 @@ def test_options_reach_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(Ledger(str(tmp_path / "e")).done("shard")) == 2
     assert run(tmp_path / "e", verb(0), "--fresh") == 0
     assert "4/4 units in" in capsys.readouterr().out
+
+
+def test_a_verb_that_raises_leaves_no_summary_that_says_complete(tmp_path: Path) -> None:
+    assert run(tmp_path, verb(0)) == 0
+    (tmp_path / "shard").mkdir()
+    (tmp_path / "shard" / "summary.json").write_text('{"status": "complete"}')
+    assert run(tmp_path, verb(0, error=Sar2EoError("the store burns"))) == 1
+    summary = json.loads((tmp_path / "shard" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "the store burns" in summary["quarantined"][0]["reason"]
+
+
+def test_fresh_plans_all_and_takes_back_only_what_it_redoes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, verb(0)) == 0
+    assert run(tmp_path, verb(0), "--fresh", "--dry-run") == 0
+    assert "would run 4 of 4" in capsys.readouterr().out
+    assert len(Ledger(str(tmp_path)).done("shard")) == 4
+    assert run(tmp_path, verb(0), "--fresh", "--limit", "1") == 0
+    assert len(Ledger(str(tmp_path)).done("shard")) == 4
+
+
+def test_damaged_outputs_of_finished_units_are_made_again(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def shard(cfg: Config, opts: Options) -> Summary:
+        def execute(todo, attempt):  # type: ignore[no-untyped-def]
+            for unit in todo:
+                made.append(unit.key)
+                yield Entry(unit, (storage.publish(cfg.run.out, f"shards/{unit.key}", b"data"),), 0.1)
+
+        return run_stage(cfg, opts, "shard", UNITS, execute, "")
+
+    assert run(tmp_path, shard) == 0
+    (tmp_path / "shards" / "k1").unlink()
+    (tmp_path / "shards" / "k2").write_bytes(b"da")
+    assert run(tmp_path, shard) == 0
+    assert made == ["k0", "k1", "k2", "k3", "k1", "k2"]
+    assert Ledger(str(tmp_path)).audit(UNITS) == []
+
+
+@pytest.mark.cluster
+def test_a_unit_that_kills_its_worker_is_quarantined_and_the_others_are_done(ray_session: None, tmp_path: Path) -> None:
+    def work(unit: Unit, payload: object, attempt: int) -> Entry:
+        if unit.key == "k1":
+            os._exit(1)
+        return Entry(unit, (), 0.1, attempt=attempt)
+
+    def execute(todo, attempt):  # type: ignore[no-untyped-def]
+        yield from units.run(work, [(u, None) for u in todo], attempt)
+
+    cfg = load(overrides=[f"run.out={tmp_path}", "run.max_attempts=2", "run.tolerance=0.5"])
+    summary = run_stage(cfg, Options(), "shard", UNITS, execute, "")
+    assert summary.status == "partial"
+    assert [q["key"] for q in summary.quarantined] == ["k1"]
+    assert "worker died" in summary.quarantined[0]["reason"]
 
 
 def test_data_finds_both_layouts(tmp_path: Path) -> None:
