@@ -59,7 +59,7 @@ class Synthetic(Section):
 
 
 class CCA(Section):
-    """Clean Collector Algorithm. Sources of the thresholds: METHOD of the paper, arXiv 2306.12626, and its scripts."""
+    """Clean Collector Algorithm. Thresholds: arXiv 2306.12626 and its authors' published scripts."""
 
     profile: Literal["paper", "released", "none"] = Field(
         "paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all"
@@ -100,7 +100,7 @@ class Shard(Section):
 
 
 class Scaling(Section):
-    """METHOD: `minmax` = dataset1, `tanh` = dataset2, `fixed` for mosaics."""
+    """`minmax` = dataset1, `tanh` = dataset2 of arXiv 2306.12626; `fixed` (constants, invertible) for mosaics."""
 
     sar: Literal["minmax", "tanh", "tanh_fixed", "fixed"] = "fixed"
     eo: Literal["minmax", "fixed"] = "fixed"

@@ -29,6 +29,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "bench" and not config.getoption("--benchmark") else None
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Networks are tested on one thread: on a busy machine spinning threads cost more than these tiny networks."""
+    if request.path.parent.name not in {"models", "training"}:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """The folder of real Sentinel samples."""
