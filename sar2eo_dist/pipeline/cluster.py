@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,8 @@ def start(cfg: Config) -> None:
                 raise ConfigError("less than 1 GB free for Ray's session folder; set RAY_TMPDIR to a larger disk")
         ray.init(**options)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # until Ray names them: retries of a worker that died have no other way in (2.60; pyproject stays below 2.64)
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.verbose_progress = False
