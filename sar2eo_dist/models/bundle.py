@@ -1,6 +1,8 @@
 """A trained network as one folder or URI: `weights.safetensors` and `bundle.json`. Nothing else is needed to run it.
 
-No pickle is ever read. The bytes are a function of weights and facts alone. The only file of models that uses storage.
+A model card `README.md` lies beside them, written from the facts and never read. No pickle is ever read in a bundle;
+`load_official` reads those of the official implementations, tensors only. The bytes are a function of weights and facts
+alone. The only file of models that uses storage.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,11 +22,14 @@ from torch import nn
 
 from sar2eo_dist import models, records, storage
 from sar2eo_dist.errors import ModelError
-from sar2eo_dist.models._trainer import load_weights
+from sar2eo_dist.models import card, official
+from sar2eo_dist.models._weights import load_weights
 from sar2eo_dist.records import Artifact
 
-WEIGHTS, FACTS = "weights.safetensors", "bundle.json"
+WEIGHTS, CARD, FACTS = "weights.safetensors", "README.md", "bundle.json"
 FORMAT = 1  # of bundle.json
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,8 @@ class BundleInfo:
     scaling: the config's `scaling` section by which its inputs and targets were made; units ("db" or "linear") and
     quantity ("sigma0" or "gamma0") of the SAR; sar_bands, eo_bands: in channel order. data: digest of the training
     data; code: version that trained it; step: steps done; metrics: name -> value (NaN = not measured).
-    weights_sha256: of weights.safetensors, filled in on saving.
+    weights_sha256: of weights.safetensors, filled in on saving. role: what it is fed, "translate" (SAR) or "enhance" (a
+    translator's EO image); empty where nobody said.
     """
 
     model: str
@@ -52,10 +58,11 @@ class BundleInfo:
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
+    role: str = ""
 
 
 def save(uri: str, net: nn.Module, info: BundleInfo) -> list[Artifact]:
-    """Publish `net` below `uri`, the facts last: a bundle that has them is complete.
+    """Publish weights, card and facts of `net` below `uri`, the facts last: a bundle that has them is complete.
 
     Paths of the artifacts are relative to `uri`. Raises ModelError: NaN or infinite weights, or a network that
     `info` does not describe; ConfigError: options that its model does not know.
@@ -65,10 +72,13 @@ def save(uri: str, net: nn.Module, info: BundleInfo) -> list[Artifact]:
     if bad:
         raise ModelError(f"{len(bad)} weights are NaN or infinite, first {bad[0]}: not saved: {uri}")
     info = dataclasses.replace(info, options=models.translator(info.model).complete(info.options))
-    load_weights(_network(info), state, uri)
+    again = _network(info)
+    load_weights(again, state, uri)
     data = bytes_of(state)
     info = dataclasses.replace(info, weights_sha256=storage.sha256(data))
-    return [storage.publish(uri, WEIGHTS, data), storage.publish(uri, FACTS, _encode(info))]
+    text = card.text(info, sum(p.numel() for p in again.parameters()))
+    files = ((WEIGHTS, data), (CARD, text.encode()), (FACTS, _encode(info)))
+    return [storage.publish(uri, name, content) for name, content in files]
 
 
 def load(uri: str, device: str = "cpu") -> tuple[nn.Module, BundleInfo]:
@@ -108,8 +118,31 @@ def read(uri: str) -> BundleInfo:
 
 def digest(info: BundleInfo) -> str:
     """Identity of what a saved bundle computes: weights, network, scaling, bands, units; not metrics or provenance."""
-    tree = dataclasses.asdict(info)
-    return records.digest("bundle", {k: v for k, v in tree.items() if k not in {"metrics", "data", "code", "step"}})
+    others = {"metrics", "data", "code", "step", "role"}
+    return records.digest("bundle", {k: v for k, v in dataclasses.asdict(info).items() if k not in others})
+
+
+def load_official(model: N, path: str, key: str | None = None, prefix: str = "") -> N:
+    """Put a checkpoint of the official implementations into `model`, in place; returns `model`, on its device.
+
+    path: file or URI: pix2pixHD's `*_net_G.pth` and `*_net_D.pth`, Restormer's `{params[, params_ema]}`, pytorch-fid's
+    weights (`inception.flat`), or any state dict under the keys of `model`, in the zip or the older format of
+    torch.save. key: entry that holds the state dict; default: the whole file, else `params_ema`, else `params` (the
+    official test script reads `params`: name it to repeat its numbers where a file has both).
+
+    Strict, and all or nothing: every key and shape must agree. Passed over are only a `module.` before every key
+    (DataParallel), batch norms' `num_batches_tracked` where missing (0), and running statistics that torch before 0.4
+    saved for instance norms without using them. Values take the dtypes of `model`.
+
+    prefix: load only the keys that begin so, as strictly; the last module that the file has there, its output layer,
+    may lack in `model`. So pix2pixHD's pretraining passes on: a global net of width 2^n * ngf into a local enhancer
+    with prefix="model.". The other weights of `model` stay.
+
+    Raises NotFound; ModelError: truncated or empty file, no state dict, code in the pickle (never run), missing,
+    unexpected and misshapen keys (all named, and what the file looks like), NaN or infinite weights.
+    """
+    official.fit(model, official.read(storage.read_bytes(path), path, key), path, prefix)
+    return model
 
 
 def pieces(uri: str) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ A score carries the name of what made it: "fid" only from pytorch-fid's network 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +26,19 @@ EXTRACTORS = {
 
 
 class Network(nn.Module):
-    """What an extractor's file defines: __init__(weights), and forward of (N, 3, H, W) uint8 to (N, dims) float32."""
+    """What an extractor's file defines: __init__(weights), and forward of (N, 3, H, W) uint8 to (N, dims) float32.
+
+    map_dims: channels of the maps that `maps` returns, a block each; empty: the network gives none.
+    """
 
     score_name: str
     dims: int
     preprocessing: str
+    map_dims: tuple[int, ...] = ()
+
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) uint8 to the spatial maps (N, C, h, w) float32 of every block."""
+        raise NotImplementedError
 
 
 CPU_CHUNK = 4  # images in one forward on a CPU: activations stay in cache, 4 times faster than 32 at once
@@ -39,7 +47,8 @@ CPU_CHUNK = 4  # images in one forward on a CPU: activations stay in cache, 4 ti
 class Extractor:
     """Features of 8-bit images, the same numbers wherever they are computed on one device type.
 
-    name, score_name, dims (length of a vector), preprocessing (in words: keep it beside every stored feature).
+    name, score_name, dims (length of a vector), preprocessing (in words: keep it beside every stored feature), map_dims
+    (channels of each block's map; empty where the network has none to give).
     Kernels are chosen by tensor shape, and then differ in the last bits. On a CPU every forward therefore holds
     CPU_CHUNK images, the last one padded here. On a GPU a call is one forward: use ONE pack size (`cca.pack`), the last
     pack padded by the caller with any images, whose rows are dropped. Doing so everywhere is right on both. The CPU
@@ -51,6 +60,7 @@ class Extractor:
         self.score_name = network.score_name
         self.dims = network.dims
         self.preprocessing = network.preprocessing
+        self.map_dims = network.map_dims
         self.device = torch.device(device)
         self._network = network.eval().requires_grad_(False).to(self.device)
         if self.device.type == "cpu":
@@ -58,6 +68,28 @@ class Extractor:
 
     def features(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(N, 3, H, W) uint8 RGB to (N, dims) float32. Raises ModelError on another shape or dtype, or N = 0."""
+        return self._run(images, lambda part: (self._network(part),))[0]
+
+    def maps(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """(N, 3, H, W) uint8 RGB to the spatial maps of every block, (N, map_dims[i], h, w) float32 each.
+
+        Raises ModelError as `features` does, and where the network has no maps.
+        """
+        self._wants_maps()
+        return self._run(images, self._network.maps)
+
+    def pooled(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """As `maps`, each averaged over its pixels: (N, map_dims[i]) float32. inception: the last one is `features`."""
+        self._wants_maps()
+        return self._run(images, lambda part: tuple(m.mean((2, 3)) for m in self._network.maps(part)))
+
+    def _wants_maps(self) -> None:
+        if not self.map_dims:
+            raise ModelError(f"{self.name} has no maps of its blocks: use the extractor that has, 'inception'")
+
+    def _run(
+        self, images: npt.NDArray[np.uint8], forward: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> list[npt.NDArray[np.float32]]:
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or 0 in images.shape:
             raise ModelError(f"{self.name} wants (N, 3, H, W) uint8 RGB, got {images.shape} {images.dtype}")
         batch = torch.from_numpy(np.ascontiguousarray(images))
@@ -66,18 +98,20 @@ class Extractor:
             fill = -len(batch) % CPU_CHUNK
             parts = list(torch.split(torch.cat((batch, batch[:1].expand(fill, -1, -1, -1))), CPU_CHUNK))
         with torch.inference_mode(), _exact():
-            found: Tensor = torch.cat([self._network(part) for part in parts])[: len(batch)]
-        return found.float().cpu().numpy()
+            found = [torch.cat(outputs)[: len(batch)] for outputs in zip(*map(forward, parts), strict=True)]
+            return [x.float().cpu().contiguous().numpy() for x in found]
 
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """Convolutions in true float32 by deterministic kernels, and no autocast, whatever the process has set."""
-    cudnn = torch.backends.cudnn
-    # torch >= 2.9 has a switch per operator; reading the old one fails in a process that has used the new
-    precision: tuple[Any, str, Any] = (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (
-        cudnn, "allow_tf32", False)  # fmt: skip
-    wanted = [precision, (cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    """Convolutions and matrix products in true float32 by deterministic kernels, and no autocast, whatever is set."""
+    back: Any = torch.backends
+    # torch >= 2.9 has a switch per operator; reading the old ones fails in a process that has used the new
+    precision: list[tuple[Any, str, Any]] = [(back.cudnn, "allow_tf32", False), (back.cuda.matmul, "allow_tf32", False)]
+    if hasattr(back.cudnn, "conv"):
+        switches = (back.cudnn.conv, back.cuda.matmul, back.mkldnn.conv, back.mkldnn.matmul)
+        precision = [(switch, "fp32_precision", "ieee") for switch in switches]
+    wanted = [*precision, (back.cudnn, "deterministic", True), (back.cudnn, "benchmark", False)]
     before = [getattr(owner, name) for owner, name, _ in wanted]
     try:
         for owner, name, value in wanted:

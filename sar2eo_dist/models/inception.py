@@ -1,7 +1,8 @@
 """The FID network: pytorch-fid's InceptionV3 with the official weights, as a feature extractor.
 
 The network is pytorch_fid's own class, so its features are pytorch-fid's by construction. The weights
-(`pt_inception-2015-12-05-6726825d.pth`, 95 MB) are in no package: the user names their URI.
+(`pt_inception-2015-12-05-6726825d.pth`, 95 MB) are in no package: the user names their URI. `flat` is the same network
+under the keys of that file, with its classifier.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +22,7 @@ from sar2eo_dist.models import _torchvision
 from sar2eo_dist.models.extractors import Network
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 SHA256_PREFIX = "6726825d"  # the part of the digest that the file name carries; no full one was ever published
@@ -29,7 +31,11 @@ _HELP = f"get it from {SOURCE} and set cca.weights to its path or URI (append #s
 
 
 class Inception(Network):
-    """Pooled features of the last block, 2048 numbers; see `extractors.Extractor`.
+    """Pooled features of the last block, 2048 numbers, and the maps of all four; see `extractors.Extractor`.
+
+    Maps, for any image size: (64, 73, 73) after the first max pooling, (192, 35, 35) after the second, (768, 17, 17)
+    before the auxiliary classifier, (2048, 8, 8) before the last average. pytorch-fid's features of 64, 192, 768 and
+    2048 dimensions are the averages of these (`Extractor.pooled`).
 
     weights: URI of the official file, optionally `#sha256=<64 hex digits>`; empty: torch hub's checkpoint folder
     already holds it. Raises ConfigError: no such file, or not the official weights.
@@ -37,6 +43,7 @@ class Inception(Network):
 
     score_name = "fid"
     dims = 2048
+    map_dims = (64, 192, 768, 2048)
     preprocessing = "uint8 / 255; bilinear to 299x299, align_corners=False, no antialiasing; 2x - 1 (pytorch-fid 0.3.0)"
 
     def __init__(self, weights: str) -> None:
@@ -49,6 +56,40 @@ class Inception(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images.float() / 255.0)[0].flatten(1)  # type: ignore[no-any-return]
+
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        first, second, third, last = self.net.blocks
+        seen: list[Tensor] = []
+        # listening to its own forward keeps pytorch-fid's preprocessing; the last block ends in the average
+        sources = (first, second, third, last[-2])
+        hooks = [m.register_forward_hook(lambda _m, _i, out: seen.append(out)) for m in sources]
+        try:
+            self(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(seen)
+
+
+def flat() -> nn.Module:
+    """The network of the FID file under its own keys (`Conv2d_1a_3x3.conv.weight` .. `fc.bias`), untrained, eval mode.
+
+    For `bundle.load_official`, 23,850,960 parameters. Called with (N, 3, 299, 299) float32 in [-1, 1], it gives the
+    (N, 1008) class scores; pytorch-fid's features are what enters `fc`. Raises ImportError without pytorch_fid.
+    """
+    _torchvision.ensure()
+    from pytorch_fid import inception as theirs
+
+    def bare(**options: Any) -> nn.Module:
+        net: nn.Module = theirs._inception_v3(**options)
+        net.load_state_dict = lambda state: None  # type: ignore[method-assign, assignment, misc]
+        return net
+
+    # their function builds the network and loads weights from the web: the same code, with nothing to load
+    names = vars(theirs) | {"_inception_v3": bare, "load_state_dict_from_url": lambda *a, **k: None}
+    net: nn.Module = FunctionType(theirs.fid_inception_v3.__code__, names)()
+    del net.load_state_dict
+    return net.eval()
 
 
 def place(weights: str) -> Path:

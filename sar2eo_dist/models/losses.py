@@ -2,19 +2,19 @@
 
 All are means over every element of what they are given. An image pair is masked first (`_image.masked`): an invalid
 pixel then adds zero to the numerator and still counts in the denominator, so a patch that is half empty weighs half,
-and the mean of the ranks' losses is the loss of the global batch.
+and the mean of the ranks' losses is the loss of the global batch. Half-precision maps are reduced in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sar2eo_dist.errors import ConfigError, ModelError
+from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models._image import masked
 
 #: weights of relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 of VGG19 in pix2pixHD
@@ -29,24 +29,14 @@ class Backbone(Protocol):
     def __call__(self, images: Tensor) -> Sequence[Tensor]: ...
 
 
-#: name -> factory(bands) of a perceptual backbone; "none" switches the loss off. A plug-in adds its own entry.
-BACKBONES: dict[str, Callable[[int], Backbone | None]] = {"none": lambda bands: None}
-
-
-def backbone(name: str, bands: int) -> Backbone | None:
-    """The perceptual backbone of that name for images of `bands` channels, None for "none". Raises ConfigError."""
-    if name not in BACKBONES:
-        raise ConfigError(f"no perceptual backbone {name!r}; there are: {', '.join(sorted(BACKBONES))}")
-    return BACKBONES[name](bands)
-
-
 def lsgan(outputs: Pyramid, real: bool) -> Tensor:
     """Least-squares GAN loss: mean (d - 1)^2 or mean d^2 of the last map of every scale, summed over scales.
 
     outputs: per scale the maps of a discriminator, the decision map last. Scalar.
     """
     goal = 1.0 if real else 0.0
-    return torch.stack([functional.mse_loss(maps[-1], torch.full_like(maps[-1], goal)) for maps in outputs]).sum()
+    decisions = [_full(maps[-1]) for maps in outputs]
+    return torch.stack([functional.mse_loss(d, torch.full_like(d, goal)) for d in decisions]).sum()
 
 
 def feature_matching(fake: Pyramid, real: Pyramid) -> Tensor:
@@ -57,7 +47,7 @@ def feature_matching(fake: Pyramid, real: Pyramid) -> Tensor:
     """
     weight = 4.0 / (len(fake[0]) - 1) / len(fake)
     terms = [
-        functional.l1_loss(f, r.detach())
+        _distance(f, r.detach())
         for one, other in zip(fake, real, strict=True)
         for f, r in zip(one[:-1], other[:-1], strict=True)
     ]
@@ -68,7 +58,7 @@ def l1(fake: Tensor, real: Tensor, valid: Tensor | None = None) -> Tensor:
     """mean |fake - real| over all elements; (N, C, H, W) each; invalid pixels (valid (N, 1, H, W) bool) add zero."""
     if valid is not None:
         fake, real = masked(fake, valid), masked(real, valid)
-    return functional.l1_loss(fake, real)
+    return _distance(fake, real)
 
 
 def perceptual(fake: Tensor, real: Tensor, features: Backbone, weights: Sequence[float] = VGG_WEIGHTS) -> Tensor:
@@ -83,4 +73,13 @@ def perceptual(fake: Tensor, real: Tensor, features: Backbone, weights: Sequence
     if len(found) != len(weights):
         raise ModelError(f"the perceptual backbone gives {len(found)} maps for {len(weights)} weights")
     terms = zip(weights, found, wanted, strict=True)
-    return torch.stack([w * functional.l1_loss(f, r.detach()) for w, f, r in terms]).sum()
+    return torch.stack([w * _distance(f, r.detach()) for w, f, r in terms]).sum()
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    return functional.l1_loss(_full(one), _full(other))
+
+
+def _full(x: Tensor) -> Tensor:
+    """x in float32 where it is half precision: a mean over a map outruns 8 or 11 bits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models import losses
-from sar2eo_dist.models._image import check, pad
+from sar2eo_dist.models._network import ImageNetwork, single
+from sar2eo_dist.models._norm import LayerNorm
 from sar2eo_dist.models._options import complete as _complete
 from sar2eo_dist.models._options import require, resolve
 from sar2eo_dist.models._trainer import BaseTrainer, finite
+from sar2eo_dist.models.statistics import Tapped
 
 NORMS = ("WithBias", "BiasFree")
-EPS = 1e-5
+_TINY = 1e-24  # of a squared length: q and k are divided by at least 1e-12, as torch's normalize does
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +64,23 @@ class Options:
             require(0 <= getattr(self, name) <= 1, f"restormer: {name} must lie in 0..1, not {getattr(self, name)}")
 
 
-#: `tiny`: 16.4 kMAC a pixel for 3 -> 3 bands, for tests and the demo
+#: `base`: an eighth of the work of `paper`; `tiny`: 16.4 kMAC a pixel for 3 -> 3 bands, for tests and the demo
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    "base": {"dim": 24, "num_blocks": [2, 3, 3, 4], "num_refinement_blocks": 2},
     "tiny": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 0},
 }
 
 
-class LayerNorm(nn.Module):
-    """Per pixel over channels, biased variance. Keys `body.weight` and, WithBias, `body.bias`.
+class Attention(Tapped):
+    """MDTA: attention between channels, (C/h x C/h) a head, from q and k of unit length along the pixels.
 
-    BiasFree divides by the standard deviation about the mean without subtracting the mean: it is not an RMS norm.
+    Lengths divide the small matrix of products, not q and k, and the matrix that attention makes is multiplied into the
+    output convolution's weight, so that a pixel passes through one matrix instead of two. Statistics (`Tapped`): the
+    sums over pixels of q k^T, q^2 and k^2.
     """
 
-    def __init__(self, dim: int, kind: str) -> None:
-        super().__init__()
-        self.body = nn.ParameterDict({"weight": torch.ones(dim)})
-        if kind == "WithBias":
-            self.body["bias"] = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
-        scale = torch.rsqrt(variance + EPS) * self.body["weight"].view(1, -1, 1, 1)
-        if "bias" not in self.body:
-            return x * scale  # type: ignore[no-any-return]
-        return (x - mean) * scale + self.body["bias"].view(1, -1, 1, 1)  # type: ignore[no-any-return]
-
-
-class Attention(nn.Module):
-    """MDTA: attention between channels, (C/h x C/h) a head, from q and k of unit length along the pixels."""
+    keys = ("qk", "q2", "k2")
 
     def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
         super().__init__()
@@ -102,12 +91,39 @@ class Attention(nn.Module):
         self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        qkv = self.qkv_dwconv(self.qkv(x)).reshape(n, 3, self.num_heads, c // self.num_heads, h * w)
-        q, k, v = qkv.unbind(1)  # (N, heads, C/heads, H W) each
-        scores = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
-        mixed = scores.softmax(dim=-1) @ v
-        return self.project_out(mixed.reshape(n, c, h, w))  # type: ignore[no-any-return]
+        c, h, w = x.shape[1:]
+        qkv = self.qkv_dwconv(self.qkv(x))
+        qk, q2, k2 = self.sums(qkv) if self.given is None else (t.to(x.device) for t in self.outside((h, w)))
+        if self.taken is not None and self.found is not None:
+            part = self.taken(qkv)
+            found = dict(zip(self.keys, (t.detach() for t in self.sums(part)), strict=True))
+            self.found.update({**found, "count": torch.tensor(float(part.shape[2] * part.shape[3]))})
+        with torch.autocast(x.device.type, enabled=False):
+            lengths = q2.clamp_min(_TINY).sqrt().unsqueeze(-1) * k2.clamp_min(_TINY).sqrt().unsqueeze(-2)
+            attention = (qk / lengths * self.temperature).softmax(dim=-1)  # (N, heads, C/heads, C/heads)
+            weight = self.project_out.weight.view(c, self.num_heads, -1).transpose(0, 1)  # (heads, C, C/heads)
+            mixing = (weight @ attention).transpose(1, 2).reshape(-1, c, c)  # (N, C, C)
+        v = _rows(qkv)[..., 2 * c :]  # (N, H W, C)
+        if qkv.is_contiguous(memory_format=torch.channels_last):
+            y = (v @ mixing.transpose(1, 2).to(v.dtype)).transpose(1, 2)
+        else:
+            y = mixing.to(v.dtype) @ v.transpose(1, 2)
+        y = y.unflatten(2, (h, w))  # type: ignore[no-untyped-call]
+        return y if self.project_out.bias is None else y + self.project_out.bias.view(1, -1, 1, 1).to(y.dtype)  # type: ignore[no-any-return]
+
+    def sums(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """qkv (N, 3 C, H, W) to the sums over pixels: q k^T (N, heads, c, c), q^2 and k^2 (N, heads, c), float32."""
+        q, k, _ = _rows(qkv).chunk(3, dim=-1)  # (N, H W, C)
+        wide = torch.float64 if q.dtype is torch.float64 else torch.float32
+        heads = (self.num_heads, -1)
+        q2, k2 = (t.square().sum(1, dtype=wide).unflatten(-1, heads) for t in (q, k))  # type: ignore[no-untyped-call]
+        one, other = (t.unflatten(-1, heads).transpose(1, 2) for t in (q, k))  # type: ignore[no-untyped-call]
+        return single(one.transpose(-2, -1) @ other), q2, k2
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, H W, C), a view; pixels are rows in memory where x is channels_last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -158,12 +174,14 @@ def _up(dim: int) -> nn.Module:
     return _Body(body=nn.Sequential(nn.Conv2d(dim, dim * 2, 3, padding=1, bias=False), nn.PixelShuffle(2)))
 
 
-class Restormer(nn.Module):
-    """(N, inp_channels, H, W) in [0, 1] to (N, out_channels, H, W), about [0, 1], not clamped. H, W multiples of 8.
+class Restormer(ImageNetwork):
+    """(N, inp_channels, H, W) in [0, 1] to (N, out_channels, H, W), about [0, 1], not clamped. Any H, W >= 8.
 
     The input image is added to the output, so the channel counts must agree, unless `dual_pixel_task`: then a 1x1 conv
     of the embedding is added before the last conv instead. Raises ConfigError where they do not agree.
     """
+
+    title = "Restormer"
 
     def __init__(
         self,
@@ -188,7 +206,8 @@ class Restormer(nn.Module):
             return nn.Sequential(*(TransformerBlock(*block) for _ in range(count)))
 
         d, n, h = dim, num_blocks, heads
-        self.dual_pixel_task = dual_pixel_task
+        self.in_channels, self.out_channels, self.dual_pixel_task = inp_channels, out_channels, dual_pixel_task
+        self.multiple = self.minimum = 8
         self.patch_embed = _Body(proj=nn.Conv2d(inp_channels, d, 3, padding=1, bias=False))
         self.encoder_level1 = level(d, n[0], h[0])
         self.down1_2 = _down(d)
@@ -211,15 +230,20 @@ class Restormer(nn.Module):
             self.skip_conv = nn.Conv2d(d, 2 * d, 1, bias=bias)
         self.output = nn.Conv2d(2 * d, out_channels, 3, padding=1, bias=bias)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def core(self, image: Tensor) -> Tensor:
+        def level(blocks: nn.Sequential, x: Tensor) -> Tensor:
+            for block in blocks:
+                x = self.segment(block, x)
+            return x
+
         embedded = self.patch_embed(image)
-        one = self.encoder_level1(embedded)
-        two = self.encoder_level2(self.down1_2(one))
-        three = self.encoder_level3(self.down2_3(two))
-        x = self.latent(self.down3_4(three))
-        x = self.decoder_level3(self.reduce_chan_level3(torch.cat((self.up4_3(x), three), 1)))
-        x = self.decoder_level2(self.reduce_chan_level2(torch.cat((self.up3_2(x), two), 1)))
-        x = self.refinement(self.decoder_level1(torch.cat((self.up2_1(x), one), 1)))
+        one = level(self.encoder_level1, embedded)
+        two = level(self.encoder_level2, self.down1_2(one))
+        three = level(self.encoder_level3, self.down2_3(two))
+        x = level(self.latent, self.down3_4(three))
+        x = level(self.decoder_level3, self.reduce_chan_level3(torch.cat((self.up4_3(x), three), 1)))
+        x = level(self.decoder_level2, self.reduce_chan_level2(torch.cat((self.up3_2(x), two), 1)))
+        x = level(self.refinement, level(self.decoder_level1, torch.cat((self.up2_1(x), one), 1)))
         if self.dual_pixel_task:
             return self.output(x + self.skip_conv(embedded))  # type: ignore[no-any-return]
         return self.output(x) + image  # type: ignore[no-any-return]
@@ -237,13 +261,12 @@ class Enhancer(Restormer):
             in_channels, out_channels, o.dim, o.num_blocks, o.num_refinement_blocks, o.heads, o.ffn_expansion_factor,
             o.bias, o.LayerNorm_type, dual_pixel_task=in_channels != out_channels,
         )  # fmt: skip
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.multiple = self.minimum = 8
 
-    def forward(self, image: Tensor) -> Tensor:
-        check(image, self.in_channels, self.minimum, "Restormer")
-        y = super().forward(pad(image, self.multiple) * 0.5 + 0.5) * 2.0 - 1.0
-        y = y[:, :, : image.shape[2], : image.shape[3]]
+    def core(self, image: Tensor) -> Tensor:
+        return super().core(image * 0.5 + 0.5) * 2.0 - 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
         return y if self.training else y.clamp(-1.0, 1.0)
 
 
@@ -270,7 +293,7 @@ class Trainer(BaseTrainer):
     def __init__(self, net: nn.Module, options: Mapping[str, Any], lr: float, steps: int) -> None:
         self.options = o = _resolve(options)
         self.lr, self.steps = lr, steps
-        adam = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=o.weight_decay)
+        adam = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=o.weight_decay, fused=True)
         super().__init__({"G": net}, {"G": adam})
 
     def learning_rate(self, index: int) -> float:
@@ -287,8 +310,7 @@ class Trainer(BaseTrainer):
         optimiser, weights = self.optimisers["G"], list(self.networks["G"].parameters())
         optimiser.zero_grad(set_to_none=True)
         parts["l1"].backward()  # type: ignore[no-untyped-call]
-        norm = float(nn.utils.clip_grad_norm_(weights, self.options.clip or math.inf))
-        if not math.isfinite(norm):
-            raise ModelError(f"step {index}: grad_norm = {norm}: resume with a lower learning rate")
+        norm = nn.utils.clip_grad_norm_(weights, self.options.clip or math.inf)
+        values |= finite({"grad_norm": norm}, index)
         optimiser.step()
-        return {**values, "grad_norm": norm}
+        return values

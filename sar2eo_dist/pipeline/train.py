@@ -179,6 +179,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
         history = checkpoints.read_meta(local)["history"]
     lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in history)
     info = bundle.BundleInfo(
+        role=job.role,
         model=job.model,
         options=translator(job.model).complete(job.stage.options),
         in_channels=CHANNELS,

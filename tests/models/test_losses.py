@@ -59,6 +59,25 @@ def test_perceptual_weighs_maps_and_detaches_the_real_image():
         losses.perceptual(fake, real, features)
 
 
+def test_half_precision_is_reduced_in_float32_and_double_stays_double():
+    torch.manual_seed(0)
+    fake, real = torch.rand(2, 2, 3, 32, 32)
+    terms = (
+        lambda f, r: losses.l1(f, r),
+        lambda f, r: losses.l1(f, r, torch.ones(2, 1, 32, 32, dtype=torch.bool)),
+        lambda f, r: losses.lsgan([[f], [r]], True),
+        lambda f, r: losses.feature_matching([[f, f, f]], [[r, r, r]]),
+        lambda f, r: losses.perceptual(f, r, lambda i: [i, i * 2], (1.0, 0.5)),
+    )
+    for term in terms:
+        for half in (torch.bfloat16, torch.float16):
+            found = term(fake.to(half), real.to(half))
+            wanted = term(fake.to(half).double(), real.to(half).double())
+            assert found.dtype == torch.float32
+            assert wanted.dtype == torch.float64
+            assert found.item() == pytest.approx(wanted.item(), rel=1e-6)  # 0.4 % if it were reduced in bfloat16
+
+
 def test_gradients():
     torch.manual_seed(0)
     fake = torch.rand(1, 2, 3, 3, dtype=torch.double, requires_grad=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sar2eo_dist.errors import ConfigError
-from sar2eo_dist.models import losses, pix2pixhd
+from sar2eo_dist.models import losses, perceptual, pix2pixhd
 from sar2eo_dist.models.pix2pixhd import GlobalGenerator, MultiscaleDiscriminator, Trainer
 
 SMALL = {"ngf": 4, "n_downsampling": 2, "n_blocks": 1, "ndf": 4}
@@ -157,18 +157,25 @@ def test_six_steps_equal_the_naive_official_step():
 def test_perceptual_backbone_is_pluggable(monkeypatch):
     seen = []
 
-    def factory(bands):
-        seen.append(bands)
-        return lambda images: [images] * 5
+    class Same(nn.Module):
+        def forward(self, images):
+            return [images] * 5
 
-    monkeypatch.setitem(losses.BACKBONES, "same", factory)
-    options = {**SMALL, "perceptual": "same", "lambda_vgg": 2.0, "lambda_l1": 1.0}
+    def factory(channels, weights, bands):
+        seen.append((channels, weights, bands))
+        return Same()
+
+    monkeypatch.setitem(perceptual.BACKBONES, "same", factory)
+    options = {**SMALL, "perceptual": "same", "perceptual_weights": "s3://b/w", "perceptual_bands": [3, 1, 0]}
+    options |= {"lambda_vgg": 2.0, "lambda_l1": 1.0}
     trainer = Trainer(pix2pixhd.build(options, 3, 4), options, 2e-4, 10)
     source, target = torch.rand(1, 3, 16, 16), torch.rand(1, 4, 16, 16)
     found = trainer.step(0, source, target, torch.ones(1, 1, 16, 16, dtype=torch.bool))
-    assert seen == [4]
+    assert seen == [(4, "s3://b/w", (3, 1, 0))]
     assert found["G_VGG"] == pytest.approx(2 * sum(losses.VGG_WEIGHTS) * found["G_L1"], rel=1e-5)
-    with pytest.raises(ConfigError, match="no perceptual backbone 'vgg99'"):
+    Trainer(pix2pixhd.build(options, 3, 4), {**options, "lambda_vgg": 0.0}, 2e-4, 10)
+    assert len(seen) == 1  # switched off: nothing is loaded
+    with pytest.raises(ConfigError, match="no perceptual backbone 'vgg99'; did you mean 'vgg19'"):
         pix2pixhd.build({"perceptual": "vgg99"}, 3, 3)
-    with pytest.raises(ConfigError, match="no perceptual backbone 'vgg99'; there are: none, same"):
-        losses.backbone("vgg99", 3)
+    with pytest.raises(ConfigError, match="vgg19 perceptual backbone needs torchvision's weights"):
+        Trainer(pix2pixhd.build(SMALL, 3, 3), {**SMALL, "perceptual": "vgg19"}, 2e-4, 10)

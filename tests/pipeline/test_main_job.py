@@ -116,6 +116,7 @@ def test_training_leaves_bundles_and_curves(main_job: Done) -> None:
     for role, steps in (("translate", 6), ("enhance", 4)):
         assert {p.name for p in main_job.path("train", role).iterdir()} == {
             "weights.safetensors",
+            "README.md",
             "bundle.json",
             "history.jsonl",
         }

@@ -1,0 +1,82 @@
+"""What every network here shares: input checks, padding to any size, precision, activation checkpointing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sar2eo_dist.errors import ModelError
+from sar2eo_dist.models._image import check, pad
+
+
+class Accelerated(nn.Module):
+    """A network whose `core` is what runs; `speed.apply` sets the rest.
+
+    precision: dtype of convolutions and matrix products (autocast), float32 = as the weights are; checkpointing: keep
+    few activations for backward and compute the others again.
+    """
+
+    precision: torch.dtype = torch.float32
+    checkpointing: bool = False
+
+    def core(self, x: Tensor) -> Any:
+        """The network proper; torch.compile takes the place of this method."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor) -> Any:
+        """`core` under autocast of `precision`, whatever autocast is around."""
+        if self.precision is torch.float32:
+            with torch.autocast(x.device.type, enabled=False):
+                return self.core(x)
+        with torch.autocast(x.device.type, self.precision):
+            return self.core(x)
+
+    def segment(self, part: nn.Module, x: Tensor) -> Tensor:
+        """part(x), whose inner activations are not kept for backward where checkpointing is on."""
+        if self.checkpointing and torch.is_grad_enabled():
+            y: Tensor = checkpoint(part, x, use_reentrant=False)  # type: ignore[assignment]
+            return y
+        return part(x)  # type: ignore[no-any-return]
+
+    def segments(self, layers: nn.Sequential, x: Tensor) -> Tensor:
+        """layers(x), cut before every padding and convolution, so that no part starts with an in-place activation."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return layers(x)  # type: ignore[no-any-return]
+        parts: list[list[nn.Module]] = []
+        for layer in layers:
+            padded = bool(parts) and isinstance(parts[-1][-1], nn.ReflectionPad2d)
+            if not parts or (_starts(layer) and not padded):
+                parts.append([])
+            parts[-1].append(layer)
+        for part in parts:
+            x = self.segment(nn.Sequential(*part), x)
+        return x
+
+
+def _starts(layer: nn.Module) -> bool:
+    return not isinstance(layer, nn.ReLU | nn.Tanh | nn.BatchNorm2d) and "Norm" not in type(layer).__name__
+
+
+class ImageNetwork(Accelerated):
+    """An image network under the contract `models.Network`: any size >= minimum, float32 in and out, named errors."""
+
+    in_channels: int
+    out_channels: int
+    multiple: int
+    minimum: int
+    title: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        check(x, self.in_channels, self.minimum, self.title)
+        y = single(self.run(pad(x, self.multiple)))[:, :, : x.shape[2], : x.shape[3]]
+        if self.precision is torch.float16 and not self.training and not bool(torch.isfinite(y).all()):
+            raise ModelError(f"{self.title} overflowed in float16: run it with precision bfloat16 or float32")
+        return y
+
+
+def single(x: Tensor) -> Tensor:
+    """x in float32 where it is of half precision, else x itself (float64 stays)."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

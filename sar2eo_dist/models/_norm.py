@@ -1,0 +1,84 @@
+"""Normalisation layers. Arithmetic is float32 (float64 for float64), also where activations are of half precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.models._network import single
+from sar2eo_dist.models.statistics import Tapped
+
+NORMS = ("instance", "batch")
+EPS = 1e-5
+_SMALL = 1024  # pixels: below, PyTorch's channels_last group norm on a CPU takes 10 to 50 times that of a plain one
+
+
+class InstanceNorm2d(Tapped):
+    """(x - mean) / sqrt(var + 1e-5) over each sample's and channel's pixels; (N, C, H, W).
+
+    No parameters and no running statistics: train and eval outputs are identical, and it adds no keys.
+    """
+
+    keys = ("mean", "var")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.given is None and self.taken is None and x.device.type == "cpu":
+            # one group a channel is instance norm, and PyTorch's fused kernel for it is the faster one on a CPU
+            plain = x.contiguous() if x.shape[2] * x.shape[3] <= _SMALL else x
+            return functional.group_norm(plain, x.shape[1], eps=EPS)
+        wide = single(x)
+        if self.given is not None:
+            mean, var = (t.to(wide) if t.ndim == 4 else t.to(wide)[:, :, None, None] for t in self._outside(x))
+        else:
+            var, mean = torch.var_mean(wide, dim=(2, 3), correction=0, keepdim=True)
+        if self.taken is not None and self.found is not None:
+            part = self.taken(wide)
+            own = torch.var_mean(part, dim=(2, 3), correction=0)
+            count = torch.tensor(float(part.shape[2] * part.shape[3]))
+            self.found.update({"mean": own[1].detach(), "var": own[0].detach(), "count": count})
+        scale = torch.rsqrt(var + EPS)
+        return (wide * scale - mean * scale).to(x.dtype)
+
+    def _outside(self, x: Tensor) -> list[Tensor]:
+        return self.outside((x.shape[2], x.shape[3]))
+
+
+def norm(kind: str, channels: int) -> nn.Module:
+    """The norm layer of that name. Raises ConfigError."""
+    if kind == "instance":
+        return InstanceNorm2d()
+    if kind == "batch":
+        return nn.BatchNorm2d(channels, affine=True)
+    raise ConfigError(f"norm must be one of {NORMS}, not {kind!r}")
+
+
+class LayerNorm(nn.Module):
+    """Restormer's: per pixel over channels, biased variance. Keys `body.weight` and, WithBias, `body.bias`.
+
+    BiasFree divides by the standard deviation about the mean without subtracting the mean: it is not an RMS norm.
+    """
+
+    def __init__(self, dim: int, kind: str) -> None:
+        super().__init__()
+        self.body = nn.ParameterDict({"weight": torch.ones(dim)})
+        if kind == "WithBias":
+            self.body["bias"] = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.body["weight"]
+        if "bias" in self.body and x.is_contiguous(memory_format=torch.channels_last):
+            # pixels are rows of channels in memory, which is what PyTorch's fused layer norm wants; on a CPU it takes
+            # half precision rows with float32 weights, and computes in float32
+            rows = x.permute(0, 2, 3, 1)
+            rows = rows if x.device.type == "cpu" else single(rows)
+            with torch.autocast(x.device.type, enabled=False):
+                y = functional.layer_norm(rows, weight.shape, weight, self.body["bias"], EPS)
+            return y.permute(0, 3, 1, 2).to(x.dtype)
+        wide = single(x)
+        variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + EPS) * weight.view(1, -1, 1, 1)
+        if "bias" not in self.body:
+            return (wide * scale).to(x.dtype)  # type: ignore[no-any-return]
+        return ((wide - mean) * scale + self.body["bias"].view(1, -1, 1, 1)).to(x.dtype)  # type: ignore[no-any-return]

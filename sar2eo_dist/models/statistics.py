@@ -1,0 +1,132 @@
+"""Window statistics as an input and an output: instance norm's mean and variance, channel attention's sums.
+
+As trained, both networks read the statistics of the window they are given. A mosaic needs more: `gather` returns those
+of a window (or of its core, without the halo), `merge` pools them over windows, `use` runs a network with statistics
+given from outside. METHOD.md's modes `field` and `exact` stand on these three.
+
+Per layer, as float32 tensors on the network's device:
+instance norm: "mean" and "var" (N, C), the biased variance; channel attention: "qk" (N, heads, c, c), sum over pixels
+of q k^T, "q2" and "k2" (N, heads, c), sums of squares. Both: "count" (), pixels summed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sar2eo_dist.errors import ModelError
+
+Statistic = dict[str, Tensor]
+#: by layer name; or a function of layer name and map size (h, w), for statistics that vary over the window
+Source = Mapping[str, Mapping[str, Tensor]] | Callable[[str, tuple[int, int]], Mapping[str, Tensor]]
+
+
+class Tapped(nn.Module):
+    """A layer with window statistics. `given` replaces them, `taken` receives them; both None as trained."""
+
+    keys: tuple[str, ...] = ()
+    given: Callable[[tuple[int, int]], Mapping[str, Tensor]] | None = None
+    taken: Callable[[Tensor], Tensor] | None = None
+    found: Statistic | None = None
+
+    def outside(self, size: tuple[int, int]) -> list[Tensor]:
+        """The given statistics in the order of `keys`. Raises ModelError naming what is missing."""
+        values = self.given(size) if self.given is not None else {}
+        missing = [k for k in self.keys if k not in values]
+        if missing:
+            raise ModelError(f"given statistics lack {missing}: they hold {sorted(values)}")
+        return [values[k] for k in self.keys]
+
+
+def layers(net: nn.Module) -> list[str]:
+    """Names of the layers that have window statistics, in the order in which they run."""
+    return [name for name, _ in _layers(net)]
+
+
+@contextmanager
+def gather(
+    net: nn.Module, window: tuple[int, int] = (0, 0), core: tuple[int, int, int, int] | None = None
+) -> Iterator[dict[str, Statistic]]:
+    """The dictionary that forward passes within the context fill, layer by layer; the last pass counts.
+
+    core: (top, bottom, left, right) rows and columns of the input that count, [top, bottom) and [left, right), of an
+    input of `window` = (H, W) pixels; None = all of it. Raises ModelError where an edge falls between a layer's pixels.
+    """
+    found: dict[str, Statistic] = {}
+    crop = _crop(window, core) if core else lambda x: x
+    with _set(net, "taken", lambda name: crop), _set(net, "found", lambda name: found.setdefault(name, {})):
+        yield found
+
+
+@contextmanager
+def use(net: nn.Module, source: Source) -> Iterator[None]:
+    """Within the context, `net` computes with the statistics of `source` instead of its input's own.
+
+    mean and var may be (N, C) or (1, C), or maps that broadcast with (N, C, h, w). Raises ModelError: a layer is absent.
+    """
+    if not callable(source):
+        missing = [name for name in layers(net) if name not in source]
+        if missing:
+            raise ModelError(f"statistics of {len(missing)} layers are missing, first {missing[0]}: gather them first")
+
+    def given(name: str) -> Callable[[tuple[int, int]], Mapping[str, Tensor]]:
+        return (lambda size: source(name, size)) if callable(source) else (lambda size: source[name])
+
+    with _set(net, "given", given):
+        yield
+
+
+def merge(parts: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Statistic]:
+    """Statistics of the union of disjoint parts, in float64 and in the order given (pairwise sums of Chan et al., 1979).
+
+    Raises ModelError where parts differ in their layers, or there are none.
+    """
+    if not parts or any(part.keys() != parts[0].keys() for part in parts):
+        raise ModelError(f"{len(parts)} parts to merge: at least one is needed, all of the same layers")
+    return {name: _merged([part[name] for part in parts]) for name in parts[0]}
+
+
+def _merged(parts: list[Mapping[str, Tensor]]) -> Statistic:
+    wide = [{k: v.double() for k, v in part.items()} for part in parts]
+    count = torch.stack([p["count"] for p in wide]).sum(0)
+    if "mean" not in wide[0]:
+        sums = {k: torch.stack([p[k] for p in wide]).sum(0).float() for k in wide[0] if k != "count"}
+        return {**sums, "count": count.float()}
+    share = [p["count"] / count for p in wide]
+    mean = torch.stack([s * p["mean"] for s, p in zip(share, wide, strict=True)]).sum(0)
+    var = torch.stack([s * (p["var"] + (p["mean"] - mean) ** 2) for s, p in zip(share, wide, strict=True)]).sum(0)
+    return {"mean": mean.float(), "var": var.float(), "count": count.float()}
+
+
+def _crop(window: tuple[int, int], core: tuple[int, int, int, int]) -> Callable[[Tensor], Tensor]:
+    def crop(x: Tensor) -> Tensor:
+        edges = []
+        for edge, side, size in zip(core, (0, 0, 1, 1), (2, 2, 3, 3), strict=True):
+            if edge * x.shape[size] % window[side]:
+                raise ModelError(
+                    f"core {core} of a window {window} falls between pixels of a layer of {tuple(x.shape[2:])}: "
+                    f"edges must be multiples of the network's `multiple`"
+                )
+            edges.append(edge * x.shape[size] // window[side])
+        return x[:, :, edges[0] : edges[1], edges[2] : edges[3]]
+
+    return crop
+
+
+def _layers(net: nn.Module) -> list[tuple[str, Tapped]]:
+    return [(name, module) for name, module in net.named_modules() if isinstance(module, Tapped)]
+
+
+@contextmanager
+def _set(net: nn.Module, attribute: str, value: Callable[[str], object]) -> Iterator[None]:
+    taps = _layers(net)
+    try:
+        for name, layer in taps:
+            setattr(layer, attribute, value(name))
+        yield
+    finally:
+        for _, layer in taps:
+            setattr(layer, attribute, None)
