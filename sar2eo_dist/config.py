@@ -129,6 +129,14 @@ class Train(Section):
     threads: int = Field(1, ge=1, description="CPU threads of one worker")
 
 
+class Speed(Section):
+    """How networks are run, in training and afterwards; the arithmetic's last bits depend on it (models/speed.py)."""
+
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of convolutions and matrix products")
+    compile: bool = Field(False, description="torch.compile: wants Triton on a GPU, a C++ compiler on a CPU")
+    checkpointing: bool = Field(False, description="training keeps few activations and computes the others twice")
+
+
 class Translate(Section):
     window: int = Field(512, ge=32, description="side of a lattice window, pixels")
     overlap: int = Field(256, ge=32, description="overlap of neighbouring windows, pixels")
@@ -165,9 +173,9 @@ _AFFECTS: dict[str, tuple[str, ...]] = {
     "synthesise": ("synthetic",),
     "collect": ("cca",),
     "shard": ("shard",),
-    "train": ("train", "scaling"),
-    "translate": ("translate",),
-    "evaluate": ("evaluate",),
+    "train": ("train", "scaling", "speed"),
+    "translate": ("translate", "speed"),
+    "evaluate": ("evaluate", "speed"),
 }
 #: values that steer the schedule or the decision taken afterwards, not what a unit writes
 _NEUTRAL = {
@@ -191,6 +199,7 @@ class Config(Section):
     shard: Shard = Shard()
     scaling: Scaling = Scaling()
     train: Train = Train()
+    speed: Speed = Speed()
     translate: Translate = Translate()
     evaluate: Evaluate = Evaluate()
     resources: Resources = Resources()

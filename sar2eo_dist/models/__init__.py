@@ -50,6 +50,9 @@ class Trainer(Protocol):
         drawn here come from torch's global generator: seed it before.
         """
 
+    def accelerate(self, precision: str = "float32", compile: bool = False, checkpointing: bool = False) -> None:
+        """`speed.apply` to every network; before `wrap`. Raises ConfigError: a precision that cannot be trained in."""
+
     def wrap(self, fn: Callable[[nn.Module], nn.Module]) -> None:
         """Run `fn(module)` in place of each module of `networks`: DistributedDataParallel, torch.compile."""
 

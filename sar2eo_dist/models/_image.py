@@ -23,7 +23,7 @@ def check(x: Tensor, channels: int, minimum: int, owner: str) -> None:
         )
     if not x.dtype.is_floating_point:
         raise ModelError(f"{owner} wants float input in [-1, 1], got {x.dtype}: scale it first (radiometry)")
-    if not bool(torch.isfinite(x).all()):
+    if not x.is_meta and not bool(torch.isfinite(x).all()):  # a meta tensor (cost.py) has no values
         bad = int((~torch.isfinite(x)).sum())
         raise ModelError(f"{owner}: {bad} of {x.numel()} input values are NaN or infinite: fill nodata first")
 

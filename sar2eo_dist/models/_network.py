@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autocast, nn
 from torch.utils.checkpoint import checkpoint
 
 from sar2eo_dist.errors import ModelError
@@ -28,11 +28,8 @@ class Accelerated(nn.Module):
 
     def run(self, x: Tensor) -> Any:
         """`core` under autocast of `precision`, whatever autocast is around."""
-        if self.precision is torch.float32:
-            with torch.autocast(x.device.type, enabled=False):
-                return self.core(x)
-        with torch.autocast(x.device.type, self.precision):
-            return self.core(x)
+        with exact(x) if self.precision is torch.float32 or x.is_meta else autocast(x.device.type, self.precision):
+            return self.core(x.to(self.precision) if x.is_meta else x)
 
     def segment(self, part: nn.Module, x: Tensor) -> Tensor:
         """part(x), whose inner activations are not kept for backward where checkpointing is on."""
@@ -75,6 +72,11 @@ class ImageNetwork(Accelerated):
         if self.precision is torch.float16 and not self.training and not bool(torch.isfinite(y).all()):
             raise ModelError(f"{self.title} overflowed in float16: run it with precision bfloat16 or float32")
         return y
+
+
+def exact(x: Tensor) -> autocast:
+    """The context in which no autocast changes what is computed from x."""
+    return autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def single(x: Tensor) -> Tensor:

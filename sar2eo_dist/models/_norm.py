@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo_dist.errors import ConfigError
-from sar2eo_dist.models._network import single
+from sar2eo_dist.models._network import exact, single
 from sar2eo_dist.models.statistics import Tapped
 
 NORMS = ("instance", "batch")
@@ -73,7 +73,7 @@ class LayerNorm(nn.Module):
             # half precision rows with float32 weights, and computes in float32
             rows = x.permute(0, 2, 3, 1)
             rows = rows if x.device.type == "cpu" else single(rows)
-            with torch.autocast(x.device.type, enabled=False):
+            with exact(x):
                 y = functional.layer_norm(rows, weight.shape, weight, self.body["bias"], EPS)
             return y.permute(0, 3, 1, 2).to(x.dtype)
         wide = single(x)

@@ -245,7 +245,7 @@ class Trainer(BaseTrainer):
         ).to(where)
         nets: dict[str, nn.Module] = {"G": net, "D": critic}
         adams: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(n.parameters(), lr=lr, betas=(o.beta1, 0.999), fused=True)
+            name: torch.optim.Adam(n.parameters(), lr=lr, betas=(o.beta1, 0.999), fused=where.type != "meta")
             for name, n in nets.items()
         }
         super().__init__(nets, adams)

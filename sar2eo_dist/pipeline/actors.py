@@ -15,8 +15,9 @@ import torch
 
 from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference, point_distance
-from sar2eo_dist.config import CCA, Scaling
+from sar2eo_dist.config import CCA, Scaling, Speed
 from sar2eo_dist.models import bundle
+from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.models.extractors import Extractor, extractor
 from sar2eo_dist.radiometry import scale_sar
 from sar2eo_dist.records import KEPT, PATCH, S2, Verdict, from_table, to_table
@@ -29,6 +30,8 @@ def device_of_actor() -> str:
 
 def exact(device: str, threads: int) -> None:
     """Fix what this process's arithmetic depends on: threads, deterministic kernels, float32 without TF32 (on a GPU)."""
+    if device == "cpu":
+        speeds.keep_heap()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only deterministic with it
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
@@ -95,11 +98,11 @@ def _ipc(verdicts: list[Verdict]) -> bytes:
 class Chain:
     """Translator and enhancer from their bundles, one after the other; nothing here knows which networks they are."""
 
-    def __init__(self, bundles: Sequence[str], threads: int) -> None:
+    def __init__(self, bundles: Sequence[str], threads: int, speed: Speed) -> None:
         self.device = device_of_actor()
         exact(self.device, threads)
         loaded = [bundle.load(uri, self.device) for uri in bundles]
-        self.nets = [net for net, _ in loaded]
+        self.nets = [speeds.apply(net, speed.precision, speed.compile) for net, _ in loaded]
         self.info = loaded[0][1]
         self.scaling = Scaling.model_validate(self.info.scaling)
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sar2eo_dist import shards, storage
-from sar2eo_dist.config import Config
+from sar2eo_dist.config import Config, Speed
 from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation.baselines import LinearFit, LinearModel, MeanImage, constant
 from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
@@ -67,7 +67,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
         cluster.start(cfg)
         part = cluster.share(cfg.resources.translators, cfg.evaluate.threads, len(todo), *cluster.capacity(cfg))
         fit = _spread(training, cfg.evaluate.fit)
-        make = partial(Worker, root, store, bundles, cfg.evaluate.threads, fit, whole)
+        make = partial(Worker, root, store, bundles, cfg.evaluate.threads, cfg.speed, fit, whole)
         yield from units.run(None, [plan[u.id] for u in todo], attempt, make=make, part=part)
 
     summary = run_stage(cfg, opts, STAGE, [u for u, _ in plan.values()], execute, "slices")
@@ -94,11 +94,11 @@ class Worker:
     """Networks and baselines in one process; measures a slice of pairs."""
 
     def __init__(
-        self, root: str, store: str, bundles: Sequence[str], threads: int, fit: Sequence[int], mark: str
+        self, root: str, store: str, bundles: Sequence[str], threads: int, speed: Speed, fit: Sequence[int], mark: str
     ) -> None:
         self.root, self.mark = root, mark
         self.read = shards.PairReader(store)
-        self.chain = Chain(bundles, threads)
+        self.chain = Chain(bundles, threads, speed)
         self.mean, self.linear = self._fit(fit)
 
     def _unit_range(self, eo: npt.NDArray[np.uint16], valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

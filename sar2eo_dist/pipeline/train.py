@@ -24,10 +24,11 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from sar2eo_dist import __version__, shards, storage
-from sar2eo_dist.config import Config, Scaling, Stage
+from sar2eo_dist.config import Config, Scaling, Speed, Stage
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle, translator
+from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.actors import exact
 from sar2eo_dist.pipeline.progress import Meter
@@ -52,6 +53,7 @@ class Job:
     model: str
     stage: Stage
     scaling: Scaling
+    speed: Speed
     seed: int
     threads: int
     store: str
@@ -86,6 +88,7 @@ def train(cfg: Config, opts: Options) -> Summary:
             model,
             stage,
             cfg.scaling,
+            cfg.speed,
             cfg.train.seed,
             cfg.train.threads,
             store,
@@ -210,6 +213,7 @@ def _loop(config: dict[str, Any]) -> None:
     seed(job.seed, -1)
     net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS).to(device)
     trainer = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)
+    trainer.accelerate(**job.speed.model_dump())
     start = 0
     history: list[dict[str, Any]] = []
     if (saved := ray.train.get_checkpoint()) is not None:
@@ -218,7 +222,10 @@ def _loop(config: dict[str, Any]) -> None:
             history = checkpoints.read_meta(local)["history"]
     if world > 1:
         trainer.wrap(torch.nn.parallel.DistributedDataParallel)
-    transform = Translated(bundle.load(job.translator, str(device))[0], str(device)) if job.translator else None
+    transform = None
+    if job.translator:
+        translate = speeds.apply(bundle.load(job.translator, str(device))[0], job.speed.precision, job.speed.compile)
+        transform = Translated(translate, str(device))
     read, n = shards.Subset(shards.PairReader(job.store), job.samples), len(job.samples)
     loader = Loader(read, n, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform)
     clock = {"at": time.monotonic(), "step": start}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo_dist import shards, storage
-from sar2eo_dist.config import Config
+from sar2eo_dist.config import Config, Speed
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle
@@ -83,7 +83,9 @@ def translate(cfg: Config, opts: Options) -> Summary:
             shards.write_template(root, mosaic.store, mosaic.arrays, attributes)
         cluster.start(cfg)
         part = cluster.share(cfg.resources.translators, cfg.translate.threads, len(todo), *cluster.capacity(cfg))
-        make = partial(Worker, root, bundles, cfg.translate.threads, mosaic, targets.folder if targets else "")
+        make = partial(
+            Worker, root, bundles, cfg.translate.threads, cfg.speed, mosaic, targets.folder if targets else ""
+        )
         yield from units.run(None, [plan[u.id] for u in todo], attempt, make=make, part=part)
 
     summary = run_stage(cfg, opts, STAGE, [u for u, _ in plan.values()], execute, "blocks")
@@ -134,9 +136,11 @@ def require_fit(info: bundle.BundleInfo, scene: SceneRef) -> None:
 class Worker:
     """Both models in one process; translates a block of the mosaic or a slice of patches."""
 
-    def __init__(self, root: str, bundles: Sequence[str], threads: int, mosaic: Mosaic | None, folder: str) -> None:
+    def __init__(
+        self, root: str, bundles: Sequence[str], threads: int, speed: Speed, mosaic: Mosaic | None, folder: str
+    ) -> None:
         self.root, self.mosaic, self.folder = root, mosaic, folder
-        self.chain = Chain(bundles, threads)
+        self.chain = Chain(bundles, threads, speed)
 
     def __call__(self, unit: Unit, payload: tuple[str, Any], attempt: int) -> Entry:
         kind, what = payload

@@ -10,7 +10,8 @@ from torch import nn
 
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.models import losses, perceptual, pix2pixhd
-from sar2eo_dist.models.pix2pixhd import GlobalGenerator, MultiscaleDiscriminator, Trainer
+from sar2eo_dist.models._norm import norm as make_norm
+from sar2eo_dist.models.pix2pixhd import GlobalGenerator, LocalEnhancer, MultiscaleDiscriminator, Trainer
 
 SMALL = {"ngf": 4, "n_downsampling": 2, "n_blocks": 1, "ndf": 4}
 
@@ -26,6 +27,8 @@ def test_parameter_counts_are_the_official_ones():
         assert count(MultiscaleDiscriminator(6)) == 5_535_618
         assert count(MultiscaleDiscriminator(6, num_D=3)) == 8_303_427
         assert count(pix2pixhd.build({}, 3, 3)) == 182_443_267
+        assert count(LocalEnhancer(3, 3)) == count(pix2pixhd.build({"preset": "paper_local"}, 3, 3)) == 182_701_827
+        assert round(count(LocalEnhancer(3, 3, n_downsample_global=3)) / 1e6, 1) == 45.9
 
 
 def test_generator_keys_are_the_official_ones():
@@ -36,6 +39,62 @@ def test_generator_keys_are_the_official_ones():
     assert list(net.state_dict()) == [f"model.{c}.{p}" for c in convs for p in ("weight", "bias")]
     assert net.model[12].weight.shape == (16, 8, 3, 3)  # transposed conv: (in, out, k, k)
     assert isinstance(net.model[20], nn.Tanh)
+
+
+def test_local_enhancer_keys_are_the_official_ones():
+    net = LocalEnhancer(3, 3, ngf=2, n_downsample_global=2, n_blocks_global=1, n_local_enhancers=2, n_blocks_local=1)
+    coarse = GlobalGenerator(3, 3, ngf=8, n_downsampling=2, n_blocks=1).state_dict()
+    # the global net of width ngf * 2^n without its last conv: that is how pretraining transfers
+    assert {k: v.shape for k, v in net.state_dict().items() if k.startswith("model.")} == {
+        k: v.shape for k, v in coarse.items() if not k.startswith("model.18.")
+    }
+    # 0 pad, 1 conv, 2 norm, 3 relu, 4 conv, 5 norm, 6 relu | 0 block, 1 transposed conv, 2 norm, 3 relu, 4 pad, 5 conv
+    convs = ["1_1.1", "1_1.4", "1_2.0.conv_block.1", "1_2.0.conv_block.5", "1_2.1"]
+    convs += ["2_1.1", "2_1.4", "2_2.0.conv_block.1", "2_2.0.conv_block.5", "2_2.1", "2_2.5"]
+    keys = [k for k in net.state_dict() if not k.startswith("model.")]
+    assert keys == [f"model{c}.{p}" for c in convs for p in ("weight", "bias")]
+    assert net.model1_1[1].weight.shape == (4, 3, 7, 7)
+    assert net.model2_2[5].weight.shape == (3, 2, 7, 7)
+
+
+def test_local_enhancer_adds_the_finer_image_to_coarser_features():
+    """Literally: average-pool pyramid without counting padding; coarse net; each enhancer adds its own input."""
+    torch.manual_seed(0)
+    net = LocalEnhancer(2, 3, ngf=2, n_downsample_global=1, n_blocks_global=1, n_local_enhancers=2, n_blocks_local=1)
+    x = torch.rand(1, 2, 24, 40) * 2 - 1
+    ones = torch.ones(1, 1, 3, 3)
+
+    def halve(image):
+        total = nn.functional.conv2d(image.flatten(0, 1)[:, None], ones, stride=2, padding=1)
+        count = nn.functional.conv2d(torch.ones(1, 1, *image.shape[2:]), ones, stride=2, padding=1)
+        return (total / count).view(1, 2, *total.shape[2:])
+
+    half = halve(x)
+    y = net.model(halve(half))
+    y = net.model1_2(net.model1_1(half) + y)
+    y = net.model2_2(net.model2_1(x) + y)
+    assert torch.allclose(net(x), y, atol=1e-5)
+    assert net.multiple == 8
+    assert net(torch.rand(1, 2, 19, 33)).shape == (1, 3, 19, 33)
+
+
+def test_local_enhancer_gradients():
+    torch.manual_seed(1)
+    net = LocalEnhancer(1, 1, ngf=1, n_downsample_global=1, n_blocks_global=1, n_blocks_local=1).double()
+    x = torch.rand(1, 1, 8, 12, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(net, (x,), fast_mode=True)
+
+
+def test_instance_norm_equals_torchs_own_in_every_layout():
+    torch.manual_seed(0)
+    for side in (1, 8, 40):
+        x = torch.randn(2, 3, side, side + 1, requires_grad=True)
+        wanted = nn.functional.instance_norm(x.double())
+        (grad,) = torch.autograd.grad(wanted.pow(3).sum(), x)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            y = make_norm("instance", 3)(x.contiguous(memory_format=layout))
+            assert torch.allclose(y.double(), wanted, atol=1e-5)
+            assert torch.allclose(torch.autograd.grad(y.pow(3).sum(), x)[0], grad, atol=1e-3)
 
 
 def test_batch_norm_adds_its_keys_and_instance_norm_is_the_same_in_train_and_eval():
@@ -134,11 +193,13 @@ def naive_step(g, d, adam_g, adam_d, source, target, lambda_feat, lambda_l1):
     return {n: v.item() for n, v in zip(names, (gan, feat, pixel, real_loss, fake_loss), strict=True)}
 
 
-def test_six_steps_equal_the_naive_official_step():
-    options = {**SMALL, "lambda_l1": 5.0}
+@pytest.mark.parametrize("kind", ["global", "local"])
+def test_six_steps_equal_the_naive_official_step(kind):
+    options = {**SMALL, "lambda_l1": 5.0, "netG": kind}
     torch.manual_seed(3)
     trainer = Trainer(pix2pixhd.build(options, 3, 3), options, 2e-4, 1000)
-    g, d = GlobalGenerator(3, 3, 4, 2, 1), MultiscaleDiscriminator(6, 4)
+    g = GlobalGenerator(3, 3, 4, 2, 1) if kind == "global" else LocalEnhancer(3, 3, 4, 2, 1)
+    d = MultiscaleDiscriminator(6, 4)
     g.load_state_dict(trainer.networks["G"].state_dict())
     d.load_state_dict(trainer.networks["D"].state_dict())
     adams = [torch.optim.Adam(n.parameters(), lr=2e-4, betas=(0.5, 0.999)) for n in (g, d)]

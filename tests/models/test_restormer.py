@@ -10,7 +10,9 @@ from torch import nn
 
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.models import restormer
-from sar2eo_dist.models.restormer import Attention, FeedForward, LayerNorm, Restormer, Trainer
+from sar2eo_dist.models._norm import LayerNorm
+from sar2eo_dist.models._transformer import Attention, FeedForward, TransformerBlock
+from sar2eo_dist.models.restormer import Restormer, Trainer
 
 SMALL = {"dim": 4, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]}
 
@@ -95,7 +97,7 @@ def test_gating_is_exact_gelu_of_the_first_half():
 
 def test_block_gradients():
     torch.manual_seed(0)
-    block = restormer.TransformerBlock(4, 2, 2.0, False, "BiasFree").double()
+    block = TransformerBlock(4, 2, 2.0, False, "BiasFree").double()
     x = torch.randn(1, 4, 3, 4, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(block, (x,), fast_mode=True)
 

@@ -147,7 +147,7 @@ def test_a_mosaic_does_not_depend_on_its_blocks(main_job: Done) -> None:
     scene = scenes.open_scene(cfg.data.scene)
     t = cfg.translate
     grid = Grid(scene.crs, scene.transform, scene.width, scene.height, t.window, t.overlap, 512, 16)
-    chain = Chain([str(main_job.path("train", r)) for r in ("translate", "enhance")], t.threads)
+    chain = Chain([str(main_job.path("train", r)) for r in ("translate", "enhance")], t.threads, main_job.cfg.speed)
     (block,) = grid.blocks()
     rgb, valid, _ = translate_block(chain, scene, grid, block)
     group = zarr.open_group(str(main_job.path("translate", "mosaic")), mode="r")
