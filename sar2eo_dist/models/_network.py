@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models._image import check, pad
+from sar2eo_dist.models.statistics import Tapped
+
+_FOLLOWERS = (nn.ReLU, nn.Tanh, nn.BatchNorm2d, Tapped)  # layers that belong to the convolution before them
 
 
 class Accelerated(nn.Module):
@@ -45,16 +48,12 @@ class Accelerated(nn.Module):
         parts: list[list[nn.Module]] = []
         for layer in layers:
             padded = bool(parts) and isinstance(parts[-1][-1], nn.ReflectionPad2d)
-            if not parts or (_starts(layer) and not padded):
+            if not parts or (not isinstance(layer, _FOLLOWERS) and not padded):
                 parts.append([])
             parts[-1].append(layer)
         for part in parts:
             x = self.segment(nn.Sequential(*part), x)
         return x
-
-
-def _starts(layer: nn.Module) -> bool:
-    return not isinstance(layer, nn.ReLU | nn.Tanh | nn.BatchNorm2d) and "Norm" not in type(layer).__name__
 
 
 class ImageNetwork(Accelerated):

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models._image import masked
+from sar2eo_dist.models._network import single
 
 #: weights of relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 of VGG19 in pix2pixHD
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -35,7 +36,7 @@ def lsgan(outputs: Pyramid, real: bool) -> Tensor:
     outputs: per scale the maps of a discriminator, the decision map last. Scalar.
     """
     goal = 1.0 if real else 0.0
-    decisions = [_full(maps[-1]) for maps in outputs]
+    decisions = [single(maps[-1]) for maps in outputs]
     return torch.stack([functional.mse_loss(d, torch.full_like(d, goal)) for d in decisions]).sum()
 
 
@@ -77,9 +78,4 @@ def perceptual(fake: Tensor, real: Tensor, features: Backbone, weights: Sequence
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    return functional.l1_loss(_full(one), _full(other))
-
-
-def _full(x: Tensor) -> Tensor:
-    """x in float32 where it is half precision: a mean over a map outruns 8 or 11 bits."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return functional.l1_loss(single(one), single(other))

@@ -84,9 +84,10 @@ def test_steps_in_bfloat16_follow_those_in_float32(model):
 
 
 @MODELS
-def test_checkpointing_keeps_less_and_computes_the_same(model):
-    plain, fast = pair(model, checkpointing=True)
-    plain.to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_keeps_less_and_computes_the_same(model, precision):
+    plain, fast = pair(model, checkpointing=True, precision=precision)
+    speed.apply(plain, precision)
     x, found = batch()[0], []
     for net in (plain, fast):
         kept: dict[int, int] = {}
