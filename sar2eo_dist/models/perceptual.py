@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sar2eo_dist.errors import ConfigError, ModelError
 from sar2eo_dist.models import official
 from sar2eo_dist.models._network import Accelerated
+from sar2eo_dist.models._options import nearest
 
 MINIMUM = 16  # px: four poolings come before relu5_1
 WIDTHS = (64, 128, 256, 512, 512)
@@ -102,11 +103,7 @@ def vgg19(channels: int, weights: str, bands: Sequence[int]) -> Vgg:
     from sar2eo_dist.models import bundle  # the one room of models that may touch storage
 
     rgb = _three(channels, bands, "vgg19")
-    if not weights:
-        raise ConfigError(
-            f"the vgg19 perceptual backbone needs torchvision's weights: get them from {VGG19_SOURCE} and set "
-            f"perceptual_weights to their path or URI (vgg16_hed needs none)"
-        )
+    check("vgg19", weights)
     state = official.read(b"".join(bundle.pieces(weights)), weights)
     # the file goes on to relu5_4 and the classifier
     beyond = ("classifier.", "features.30.", "features.32.", "features.34.")
@@ -180,12 +177,22 @@ Factory = Callable[[int, str, Sequence[int]], nn.Module | None]
 BACKBONES: dict[str, Factory] = {"none": _none, "vgg19": vgg19, "vgg16_hed": vgg16_hed}
 
 
+def check(name: str, weights: str) -> None:
+    """What can be told without reading anything. Raises ConfigError: unknown name, or weights that it needs not named."""
+    if name not in BACKBONES:
+        raise ConfigError(f"no perceptual backbone {name!r}{nearest(name, BACKBONES)}")
+    if name == "vgg19" and not weights:
+        raise ConfigError(
+            f"the vgg19 perceptual backbone needs torchvision's weights: get them from {VGG19_SOURCE} and set "
+            f"perceptual_weights to their path or URI (vgg16_hed needs none)"
+        )
+
+
 def backbone(name: str, channels: int, weights: str = "", bands: Sequence[int] = ()) -> nn.Module | None:
     """The `losses.Backbone` of that name for images of `channels` bands, on the CPU; None for "none".
 
     weights: URI where it needs one. bands: indices of the three bands to look at as R, G, B; empty: 0, 1, 2 of three,
     or one band three times. Raises ConfigError (unknown name, weights or bands missing) and ModelError (bad weights).
     """
-    if name not in BACKBONES:
-        raise ConfigError(f"no perceptual backbone {name!r}; there are: {', '.join(sorted(BACKBONES))}")
+    check(name, weights)
     return BACKBONES[name](channels, weights, bands)

@@ -19,7 +19,7 @@ from sar2eo_dist.models._network import ImageNetwork
 from sar2eo_dist.models._norm import NORMS
 from sar2eo_dist.models._norm import norm as make_norm
 from sar2eo_dist.models._options import complete as _complete
-from sar2eo_dist.models._options import nearest, require, resolve
+from sar2eo_dist.models._options import require, resolve
 from sar2eo_dist.models._trainer import BaseTrainer, finite
 from sar2eo_dist.models.discriminator import MultiscaleDiscriminator, official_init
 from sar2eo_dist.models.losses import Pyramid
@@ -67,11 +67,7 @@ class Options:
         for name, least in ((n, int(n in positive)) for n in positive + others):
             require(getattr(self, name) >= least, f"pix2pixhd: {name} must be >= {least}, not {getattr(self, name)}")
         require(0 <= self.decay_from <= 1, f"pix2pixhd: decay_from must lie in 0..1, not {self.decay_from}")
-        known = perceptual.BACKBONES
-        require(
-            self.perceptual in known,
-            f"pix2pixhd: no perceptual backbone {self.perceptual!r}{nearest(self.perceptual, known)}",
-        )
+        perceptual.check(self.perceptual, self.perceptual_weights)
 
 
 #: `paper`: the official defaults; `paper_local`: the official 1024p script; `base`: a quarter of the work of `paper`;

@@ -239,4 +239,4 @@ def test_perceptual_backbone_is_pluggable(monkeypatch):
     with pytest.raises(ConfigError, match="no perceptual backbone 'vgg99'; did you mean 'vgg19'"):
         pix2pixhd.build({"perceptual": "vgg99"}, 3, 3)
     with pytest.raises(ConfigError, match="vgg19 perceptual backbone needs torchvision's weights"):
-        Trainer(pix2pixhd.build(SMALL, 3, 3), {**SMALL, "perceptual": "vgg19"}, 2e-4, 10)
+        pix2pixhd.complete({**SMALL, "perceptual": "vgg19"})  # before anything starts
