@@ -1,7 +1,7 @@
 """Networks, in pure torch. A *translator* is ONE file of this folder, and nothing else may know which one runs.
 
-The contract of such a file is the protocol `Translator` below: a function `build`, a function `complete` and a class
-`Trainer`. Adding a file that has them is all it takes; `translator(name)` finds it by its module name. An enhancer
+The contract of such a file is the protocol `Translator` below: functions `build` and `complete`, a class `Trainer` and
+`PRESETS`. Adding a file that has them is all it takes; `translator(name)` finds it by its module name. An enhancer
 (EO -> EO) is a translator too: it only differs in what the caller feeds it.
 
 Values between rooms: images are (N, C, H, W) float32 in [-1, 1]; masks are (N, 1, H, W) bool, True = data.
@@ -79,6 +79,8 @@ class Translator(Protocol):
     """A file of this folder: SAR to EO, or EO to better EO."""
 
     Trainer: type[Trainer]
+    PRESETS: Mapping[str, Mapping[str, Any]]
+    """Options by name of a preset, over the defaults; `options["preset"]` chooses one."""
 
     def build(self, options: Mapping[str, Any], in_channels: int, out_channels: int) -> nn.Module:
         """A `Network`. Raises ConfigError: unknown option (with the nearest name), impossible value."""
@@ -110,4 +112,4 @@ def _importable(name: str) -> bool:
 
 
 def _is_translator(module: object) -> bool:
-    return all(hasattr(module, part) for part in ("build", "complete", "Trainer"))
+    return all(hasattr(module, part) for part in ("build", "complete", "Trainer", "PRESETS"))

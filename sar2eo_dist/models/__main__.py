@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterator
 
 import torch
 
 from sar2eo_dist import models
-from sar2eo_dist.errors import Sar2EoError
-from sar2eo_dist.models import cost, speed
+from sar2eo_dist.errors import ConfigError, Sar2EoError
+from sar2eo_dist.models import cost
 
 GIB = 1 << 30
 SIDE = 256
@@ -23,15 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="one translator; default: all")
     parser.add_argument("--preset", help="one preset; default: all")
     parser.add_argument("--bands", type=int, nargs=2, default=(3, 3), metavar=("IN", "OUT"), help="default: 3 3")
-    parser.add_argument("--precision", choices=list(speed.PRECISIONS), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing in training")
     args = parser.parse_args(argv)
     try:
-        if args.model:
-            models.translator(args.model)
         cases = list(_cases(args))
         if not cases:
-            raise SystemExit(f"no preset {args.preset!r}; --model alone lists what there is")
+            raise ConfigError(f"no preset {args.preset!r}: leave --preset out to see what there is")
         for line in _table(cases):
             print(line, flush=True)
         if args.budget:
@@ -45,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _cases(args: argparse.Namespace) -> Iterator[cost.Case]:
     for name in [args.model] if args.model else models.translators():
-        presets = importlib.import_module(f"sar2eo_dist.models.{name}").PRESETS
-        for preset in presets:
+        for preset in models.translator(name).PRESETS:
             if args.preset in (None, preset):
                 bands = (args.bands[0], args.bands[1])
                 yield cost.Case(name, {"preset": preset}, bands, args.precision, args.checkpointing)
@@ -61,7 +57,7 @@ def _table(cases: list[cost.Case]) -> Iterator[str]:
         with torch.device("meta"):
             net = module.build(case.options, *case.bands)
             nets = module.Trainer(net, case.options, 1e-4, 1).networks
-        critic = sum(cost.parameters(n) for name, n in nets.items() if name != "G")
+        critic = sum(cost.parameters(n) for n in nets.values() if n is not net)
         forward, step = cost.macs(case, SIDE), cost.macs(case, SIDE, train=True)
         memory = [_size(cost.memory(case, SIDE, 1, train)) for train in (False, True)]
         yield (

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.models._network import exact, single
-from sar2eo_dist.models.statistics import Tapped
+from sar2eo_dist.models.statistics import Tapped, pixels
 
 NORMS = ("instance", "batch")
 EPS = 1e-5
@@ -36,7 +36,7 @@ class InstanceNorm2d(Tapped):
         if self.taken is not None and self.found is not None:
             part = self.taken(wide)
             own = torch.var_mean(part, dim=(2, 3), correction=0)
-            count = torch.tensor(float(part.shape[2] * part.shape[3]))
+            count = pixels(part)
             self.found.update({"mean": own[1].detach(), "var": own[0].detach(), "count": count})
         scale = torch.rsqrt(var + EPS)
         return (wide * scale - mean * scale).to(x.dtype)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sar2eo_dist.models._network import exact, single
 from sar2eo_dist.models._norm import LayerNorm
-from sar2eo_dist.models.statistics import Tapped
+from sar2eo_dist.models.statistics import Tapped, pixels
 
 _PIECE = 1 << 16  # pixels in one matrix product of q k^T: over a million, float32 would lose four digits
 _TINY = 1e-24  # of a squared length: q and k are divided by at least 1e-12, as torch's normalize does
@@ -39,7 +39,7 @@ class Attention(Tapped):
         if self.taken is not None and self.found is not None:
             part = self.taken(qkv)
             found = dict(zip(self.keys, (t.detach() for t in self.sums(part)), strict=True))
-            self.found.update({**found, "count": torch.tensor(float(part.shape[2] * part.shape[3]))})
+            self.found.update({**found, "count": pixels(part)})
         with exact(x):
             lengths = q2.clamp_min(_TINY).sqrt().unsqueeze(-1) * k2.clamp_min(_TINY).sqrt().unsqueeze(-2)
             attention = (qk / lengths * self.temperature).softmax(dim=-1)  # (N, heads, C/heads, C/heads)

@@ -4,7 +4,7 @@ As trained, both networks read the statistics of the window they are given. A mo
 of a window (or of its core, without the halo), `merge` pools them over windows, `use` runs a network with statistics
 given from outside. METHOD.md's modes `field` and `exact` stand on these three.
 
-Per layer, as float32 tensors on the network's device:
+Per layer, as tensors on the network's device, float32 but for the count (float64):
 instance norm: "mean" and "var" (N, C), the biased variance; channel attention: "qk" (N, heads, c, c), sum over pixels
 of q k^T, "q2" and "k2" (N, heads, c), sums of squares. Both: "count" (), pixels summed over.
 """
@@ -80,7 +80,7 @@ def use(net: nn.Module, source: Source) -> Iterator[None]:
 
 
 def merge(parts: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Statistic]:
-    """Statistics of the union of disjoint parts, in float64 and in the order given (pairwise sums of Chan et al., 1979).
+    """Statistics of the union of disjoint parts, summed in float64 in the order given (moments: Chan et al., 1979).
 
     Raises ModelError where parts differ in their layers, or there are none.
     """
@@ -94,11 +94,16 @@ def _merged(parts: list[Mapping[str, Tensor]]) -> Statistic:
     count = torch.stack([p["count"] for p in wide]).sum(0)
     if "mean" not in wide[0]:
         sums = {k: torch.stack([p[k] for p in wide]).sum(0).float() for k in wide[0] if k != "count"}
-        return {**sums, "count": count.float()}
+        return {**sums, "count": count}
     share = [p["count"] / count for p in wide]
     mean = torch.stack([s * p["mean"] for s, p in zip(share, wide, strict=True)]).sum(0)
     var = torch.stack([s * (p["var"] + (p["mean"] - mean) ** 2) for s, p in zip(share, wide, strict=True)]).sum(0)
-    return {"mean": mean.float(), "var": var.float(), "count": count.float()}
+    return {"mean": mean.float(), "var": var.float(), "count": count}
+
+
+def pixels(part: Tensor) -> Tensor:
+    """The "count" of a map (N, C, h, w): h w, float64, which holds a basin's pixels exactly."""
+    return torch.tensor(float(part.shape[2] * part.shape[3]), dtype=torch.float64, device=part.device)
 
 
 def _crop(window: tuple[int, int], core: tuple[int, int, int, int]) -> Callable[[Tensor], Tensor]:

@@ -110,3 +110,8 @@ def test_the_command_prints_the_table(capsys, monkeypatch):
     assert "window   128  batch   " in out
     assert command.main(["--model", "pix3pix"]) == 2
     assert "ConfigError: no translator 'pix3pix'" in capsys.readouterr().err
+
+
+def test_the_command_refuses_an_unknown_preset(capsys):
+    assert command.main(["--preset", "huge"]) == 2
+    assert "no preset 'huge'" in capsys.readouterr().err
