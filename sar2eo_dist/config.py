@@ -34,9 +34,12 @@ class Run(Section):
 class Data(Section):
     """What lies in the bucket."""
 
-    kind: Literal["multiearth_tiff", "multiearth_netcdf"] = "multiearth_tiff"
+    kind: Literal["multiearth_tiff", "multiearth_netcdf", "folder_pair"] = "multiearth_tiff"
     s1: str = Field("", description="TIFF folder or NetCDF file of Sentinel-1, any fsspec URI")
     s2: str = Field("", description="TIFF folder or NetCDF file of Sentinel-2")
+    pairs: str = Field(
+        "", description="folder_pair: folder of ready pairs, A and B or {split}_A and {split}_B; no collect"
+    )
     target: str = Field("", description="MultiEarth target NetCDF (places and dates without images), for patch output")
     scene: str = Field("", description="geocoded S1 scene (COG with VV, VH) to translate into a mosaic")
     units: Literal["", "db", "linear"] = Field("", description="of the scene; empty = what its tags declare")
@@ -81,7 +84,14 @@ class CCA(Section):
 
 class Pairing(Section):
     max_days: int = Field(30, ge=0, description="largest |EO date - SAR date|")
-    mode: Literal["nearest", "all"] = Field("nearest", description="nearest SAR of each EO image, or every combination")
+    mode: Literal["nearest", "all", "released"] = Field(
+        "nearest",
+        description="nearest SAR of each EO image; every combination; or the authors': nearest, < 7 days, the last EO wins",
+    )
+    place: Literal["cell", "footprint"] = Field(
+        "cell", description="same place: the same 0.02 degree cell, or footprints that overlap (patches of scenes)"
+    )
+    min_overlap: float = Field(0.9, gt=0, le=1, description="footprint: share of a patch that both must cover")
 
 
 class Split(Section):
@@ -95,8 +105,7 @@ class Split(Section):
 
 
 class Shard(Section):
-    samples: int = Field(256, ge=1, description="pairs in one shard object: 256 are 67 MB of SAR and 101 MB of EO")
-    level: int = Field(3, ge=1, le=19, description="zstd level")
+    samples: int = Field(448, ge=1, description="pairs in one shard object: on real patches 81 MB of SAR, 106 MB of EO")
 
 
 class Scaling(Section):
@@ -125,7 +134,9 @@ class Train(Section):
     enhancer: str = Field("restormer", description="file of `models/` that enhances; empty = none")
     translate: Stage = Stage()
     enhance: Stage = Stage(lr=3e-4)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+    shuffle: int = Field(8, ge=1, description="shards in one window of the shuffle; an epoch meets window after window")
+    max_corrupt: int = Field(16, ge=0, description="unreadable samples that are replaced by others; beyond it, a stop")
     threads: int = Field(1, ge=1, description="CPU threads of one worker")
 
 
@@ -156,6 +167,14 @@ class Evaluate(Section):
     slice: int = Field(256, ge=1, description="pairs in one unit of work")
 
 
+class Export(Section):
+    """Pairs as plain image folders (pix2pix style), for other people's trainers."""
+
+    to: str = Field("", description="folder or URI to write {split}_A and {split}_B below; empty = below run.out")
+    format: Literal["png", "tiff"] = Field("png", description="png: 8 bit, scaled as `scaling` says; tiff: dB and DN")
+    slice: int = Field(256, ge=1, description="pairs in one unit of work")
+
+
 class Resources(Section):
     """What the machine gives. None of it changes a result, but for `workers`: trainings are equal for one world size."""
 
@@ -165,6 +184,8 @@ class Resources(Section):
     extractors: int = Field(0, ge=0, description="extractor actors; 0 = one a GPU, or by CPUs")
     translators: int = Field(0, ge=0, description="translation actors; 0 = one a GPU, or by CPUs")
     workers: int = Field(1, ge=1, description="training workers")
+    loaders: int = Field(0, ge=0, description="threads of a training worker that read pairs; 0 = 2, from a bucket 16")
+    prefetch_mb: int = Field(256, ge=1, description="memory of one training worker for batches made ahead")
     gpu: Literal["auto", "never"] = "auto"
 
 
@@ -176,14 +197,16 @@ _AFFECTS: dict[str, tuple[str, ...]] = {
     "train": ("train", "scaling", "speed"),
     "translate": ("translate", "speed"),
     "evaluate": ("evaluate", "speed"),
+    "export": ("export", "scaling"),
 }
 #: values that steer the schedule or the decision taken afterwards, not what a unit writes
 _NEUTRAL = {
     "synthesise": {"enabled", "root"},
     "collect": {"slice", "rule", "beta", "min_kept", "reference", "weights"},
-    "train": {"log_every", "checkpoint_every"},
+    "train": {"log_every", "checkpoint_every", "max_corrupt"},
     "translate": {"quicklook", "slice"},
     "evaluate": {"slice"},
+    "export": {"to", "slice"},
 }
 
 
@@ -202,6 +225,7 @@ class Config(Section):
     speed: Speed = Speed()
     translate: Translate = Translate()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -274,9 +298,7 @@ def _set(tree: dict[str, Any], item: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {item!r}: {parent!r} is a value, not a section")
     try:
-        tree[leaf] = (
-            text if "#" in text else yaml.safe_load(text)
-        )  # a folder may be called so; a comment makes no sense
+        tree[leaf] = text if "#" in text else yaml.safe_load(text)  # a folder may be called so; a comment has no sense
         if tree[leaf] is None:
             tree[leaf] = ""
     except yaml.YAMLError as e:

@@ -35,6 +35,18 @@ class Unavailable(StorageError):
     """The store did not answer after all retries; another attempt may succeed."""
 
 
+class StorageFull(StorageError):
+    """There is no room to write: disk full, quota used up, or read-only."""
+
+
+class Corrupt(StorageError):
+    """An object's bytes are not those that were written: cut short, a flipped bit, or an index that disagrees."""
+
+
+class SourceChanged(StorageError):
+    """An input is no longer the one that was listed: its size, ETag or mtime differ."""
+
+
 class BadInput(Sar2EoError):
     """One input is unusable: it is rejected with `reason` and the run goes on.
 

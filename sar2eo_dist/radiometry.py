@@ -8,7 +8,7 @@ that neighbouring windows of a mosaic get the same radiometry. Nodata is NaN in 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -65,8 +65,9 @@ def encode_db(db: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
 
 def decode_db(counts: npt.NDArray[np.int16]) -> F32:
     """The inverse of `encode_db`: float32 dB, NaN where nodata."""
-    db = counts.astype(np.float32) / np.float32(1 / DB_STEP)
-    db[counts == DB_NODATA] = np.nan
+    db = counts.astype(np.float32)
+    db /= np.float32(1 / DB_STEP)
+    np.copyto(db, np.float32(np.nan), where=counts == DB_NODATA)
     return db
 
 
@@ -91,14 +92,12 @@ def median_blur(db: F32, k: int) -> F32:
     if k not in (0, 3, 5):
         raise ConfigError(f"scaling.median must be 0, 3 or 5 pixels, not {k}")
     out = np.array(db, dtype=np.float32, order="C")
-    if k == 0:
-        return out
-    for c, band in enumerate(out):
+    for band in out if k else ():
         hole = np.isnan(band)
         if not hole.any():
-            out[c] = cv2.medianBlur(band, k)
+            band[:] = cv2.medianBlur(band, k)
         elif not hole.all():
-            out[c] = _median_with_holes(band, hole, k)
+            band[:] = _median_with_holes(band, hole, k)
     return out
 
 
@@ -129,10 +128,15 @@ def channels(db: F32, third: str) -> F32:
     _check_db(db)
     x = np.empty((3, *db.shape[1:]), np.float32)
     x[:2] = db
-    x[:2][:, ~np.isfinite(x[:2]).all(axis=0)] = np.nan
+    np.copyto(x[:2], np.float32(np.nan), where=~np.isfinite(x[:2]).all(axis=0))
+    return _with_third(x, third)
+
+
+def _with_third(x: F32, third: str) -> F32:
+    """`channels` of the dB in x[:2], in place; NaN in one of them makes the third NaN, but not the other."""
     vv, vh = x[0], x[1]
     if third == "difference_db":
-        x[2] = vv - vh
+        np.subtract(vv, vh, out=x[2])
     elif third == "mean_db":
         x[2] = (vv + vh) * np.float32(0.5)
     elif third == "ratio_stretched":
@@ -153,10 +157,12 @@ def _ratio(vv: F32, vh: F32) -> F32:
     return np.divide(vv, vh, out=np.where(np.isnan(vh), vh, np.float32(0)), where=vh != 0)
 
 
-def _ends(band: F32) -> tuple[np.float32, np.float32]:
-    """Minimum and maximum of what is not NaN; (0, 0) where nothing is."""
-    low, high = np.fmin.reduce(band, axis=None), np.fmax.reduce(band, axis=None)
-    return (low, high) if np.isfinite(low) else (np.float32(0), np.float32(0))
+def _ends(x: F32) -> tuple[F32, F32]:
+    """Minimum and maximum of what is not NaN in each band, (..., 1, 1); (0, 0) where nothing is."""
+    low, high = x.min(axis=(-2, -1), keepdims=True), x.max(axis=(-2, -1), keepdims=True)
+    if np.isnan(low).any():
+        low, high = (f.reduce(x, axis=(-2, -1), keepdims=True) for f in (np.fmin, np.fmax))
+    return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=0.0)
 
 
 def scale_sar(db: F32, scaling: ScalingLike) -> F32:
@@ -170,38 +176,59 @@ def scale_sar(db: F32, scaling: ScalingLike) -> F32:
     tanh_fixed   tanh with constants: the centre of RANGES, and their quarter as scale (both ends as +-2 sigma, +-0.96)
     For `fixed` and `tanh_fixed` the ratio is that of VV and VH stretched by their fixed ranges, not by the image's.
     """
-    db = median_blur(np.where(np.isfinite(db), db, np.float32(np.nan)).astype(np.float32), scaling.median)
+    db = median_blur(np.where(np.isfinite(db), db, np.float32(np.nan)).astype(np.float32, copy=False), scaling.median)
+    x = np.empty((3, *db.shape[1:]), np.float32)
+    x[:2] = db
+    _scale(x, scaling)
+    np.copyto(x, np.float32(0), where=np.isnan(x).any(axis=0))
+    return x
+
+
+def scale_counts(counts: npt.NDArray[np.int16], scaling: ScalingLike, out: F32 | None = None) -> F32:
+    """`scale_sar(decode_db(counts), scaling)` to the bit, of the (2, H, W) int16 that are stored; into `out`, if given.
+
+    Decoding keeps order: where nothing is nodata the counts themselves are blurred, and no pass looks for holes.
+    """
+    x = np.empty((3, *counts.shape[1:]), np.float32) if out is None else out
+    whole = counts.dtype == np.int16 and counts.ndim == 3 and len(counts) == 2 and counts.min(initial=0) > DB_NODATA
+    if whole and counts.size and scaling.median in (0, 3, 5):
+        blurred = np.empty_like(counts) if scaling.median else counts
+        for band, place in zip(counts, blurred, strict=True) if scaling.median else ():
+            cv2.medianBlur(band, scaling.median, dst=place)
+        np.divide(blurred, np.float32(1 / DB_STEP), out=x[:2])
+        _scale(x, scaling)
+    else:
+        x[:] = scale_sar(decode_db(counts), scaling)
+    return x
+
+
+def _scale(x: F32, scaling: ScalingLike) -> None:
+    """The dB in x[:2] to scaled channels, in place; where one is NaN, not all three need be."""
     if scaling.sar in ("fixed", "tanh_fixed"):
-        x = _scale_by_constants(db, scaling.third, tanh=scaling.sar == "tanh_fixed")
+        _scale_by_constants(x, scaling.third, tanh=scaling.sar == "tanh_fixed")
     elif scaling.sar in ("minmax", "tanh"):
-        x = channels(db, scaling.third)
-        for band in x:
-            if scaling.sar == "tanh":
-                band[:] = _robust_tanh(band)
-            band[:] = _to_unit(band, *_ends(band))
+        x[:] = channels(x[:2], scaling.third)
+        for band in x if scaling.sar == "tanh" else ():
+            band[:] = _robust_tanh(band)
+        _to_unit(x, *_ends(x))
     else:
         raise ConfigError(f"unknown scaling.sar {scaling.sar!r}: minmax, tanh, tanh_fixed or fixed")
-    hole = np.isnan(x).any(axis=0)
-    if hole.any():
-        x[:, hole] = 0.0
-    return x
 
 
-def _scale_by_constants(db: F32, third: str, tanh: bool) -> F32:
+def _scale_by_constants(x: F32, third: str, tanh: bool) -> None:
+    # all bands in one call each: threads that scale side by side stand in line for the interpreter at every call
+    low, high = np.array([RANGES[name] for name in ("VV", "VH", third)]).T[..., None, None]
     if third == "ratio_stretched":
-        x = np.empty((3, *db.shape[1:]), np.float32)
-        x[:2] = db
-        one = np.float32(1)  # the factor to 0..255 cancels
-        x[2] = _ratio(_to_unit(x[0], *RANGES["VV"]) + one, _to_unit(x[1], *RANGES["VH"]) + one)
+        vv, vh = _to_unit(x[:2].copy(), low[:2], high[:2]) + np.float32(1)  # the factor to 0..255 cancels
+        x[2] = _ratio(vv, vh)
     else:
-        x = channels(db, third)
-    for band, name in zip(x, ("VV", "VH", third), strict=True):
-        low, high = RANGES[name]
-        if tanh:
-            band[:] = np.tanh((band - np.float32((low + high) / 2)) / np.float32((high - low) / 4))
-        else:
-            band[:] = _to_unit(band, low, high)
-    return x
+        _with_third(x, third)
+    if tanh:
+        x -= ((low + high) / 2).astype(np.float32)
+        x /= ((high - low) / 4).astype(np.float32)
+        np.tanh(x, out=x)
+    else:
+        _to_unit(x, low, high)
 
 
 def _robust_tanh(band: F32) -> F32:
@@ -213,15 +240,16 @@ def _robust_tanh(band: F32) -> F32:
     return np.tanh((band - centre) / np.float32(spread)) if spread > 0 else band
 
 
-def _to_unit(band: F32, low: float | np.float32, high: float | np.float32) -> F32:
-    """[low, high] to [-1, 1], clipped, NaN kept; low == high: all -1."""
-    if not high > low:
-        return np.where(np.isnan(band), band, np.float32(-1))
-    unit = (band - np.float32(low)) * (np.float32(2) / np.float32(high - low)) - np.float32(1)
-    return np.clip(unit, -1, 1, out=unit)
+def _to_unit(x: F32, low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> F32:
+    """[low, high] of each band to [-1, 1] in place, clipped, NaN kept; low == high: all -1, if all are low."""
+    span = (high - low).astype(np.float32)
+    x -= low.astype(np.float32)
+    x *= np.divide(np.float32(2), span, out=np.zeros_like(span), where=span > 0)
+    x -= np.float32(1)
+    return np.clip(x, -1, 1, out=x)
 
 
-def scale_eo(dn: npt.NDArray[np.uint16], valid: Mask, scaling: ScalingLike) -> F32:
+def scale_eo(dn: npt.NDArray[np.uint16], valid: Mask, scaling: ScalingLike, out: F32 | None = None) -> F32:
     """(3, H, W) uint16 DN and its (H, W) valid mask -> (3, H, W) float32 in [-1, 1]; 0.0 where not valid.
 
     minmax: minimum and maximum of the valid pixels of each band (dataset1; a constant band is -1).
@@ -229,13 +257,16 @@ def scale_eo(dn: npt.NDArray[np.uint16], valid: Mask, scaling: ScalingLike) -> F
     """
     if dn.ndim != 3 or valid.shape != dn.shape[1:]:
         raise BadInput("wrong_shape", "(array)", f"EO {dn.shape} with valid mask {valid.shape}, not (C, H, W), (H, W)")
-    x = dn.astype(np.float32)
-    x[:, ~valid] = np.nan
     if scaling.eo not in ("minmax", "fixed"):
         raise ConfigError(f"unknown scaling.eo {scaling.eo!r}: minmax or fixed")
-    for band in x:
-        band[:] = _to_unit(band, *(DN_RANGE if scaling.eo == "fixed" else _ends(band)))
-    x[:, ~valid] = 0.0
+    x = np.empty(dn.shape, np.float32) if out is None else out
+    x[:] = dn
+    if scaling.eo == "minmax":
+        np.copyto(x, np.float32(np.nan), where=~valid)
+    low, high = np.array(DN_RANGE)[:, None, None, None] if scaling.eo == "fixed" else _ends(x)
+    _to_unit(x, low, high)
+    if not valid.all():
+        np.copyto(x, np.float32(0), where=~valid)
     return x
 
 
@@ -249,6 +280,24 @@ def unscale_eo(x: npt.NDArray[np.floating], scaling: ScalingLike) -> F32:
     low, high = DN_RANGE
     dn: F32 = (np.asarray(x, np.float32) + np.float32(1)) * np.float32((high - low) / 2) + np.float32(low)
     return np.clip(dn, low, high, out=dn)
+
+
+def turned(image: npt.NDArray[Any], symmetry: int) -> npt.NDArray[Any]:
+    """One of the eight symmetries of the square, 0..7, of a (C, H, W) image (bool, uint8, int16, uint16 or float32).
+
+    Bit 0: rows and columns exchanged; then bit 1: rows reversed, bit 2: columns reversed. 0 gives the image itself.
+    """
+    turned = image.view(np.uint8 if image.dtype == bool else image.dtype)
+    if symmetry & 1:  # by cv2: several times as fast as a numpy view and its copy
+        bands, turned = turned, np.empty_like(turned.swapaxes(1, 2), order="C")
+        for band, place in zip(bands, turned, strict=True):
+            cv2.transpose(band, dst=place)
+    if symmetry & 4:  # with bit 2 the rows of a band are joined: both are reversed at once
+        flat = turned.reshape(len(turned) if symmetry & 2 else -1, turned[0].size if symmetry & 2 else turned.shape[2])
+        turned = cv2.flip(flat, 1).reshape(turned.shape)
+    elif symmetry & 2:
+        turned = turned[:, ::-1].copy()
+    return turned.view(image.dtype)
 
 
 def to_uint8(x: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:

@@ -60,7 +60,7 @@ class TileRef:
     sensor      "s1" or "s2"
     lon, lat    centre, degrees
     date        acquisition day (UTC)
-    kind        the source that can read it: "multiearth_tiff" or "multiearth_netcdf"
+    kind        the source that can read it: "multiearth_tiff", "multiearth_netcdf" or "folder_pair"
     bands       band names present, S1_BANDS or S2_BANDS first, then QA60 where there is one
     uris        one per band (TIFF), or a single file (NetCDF)
     rows        row of each band in the NetCDF file; empty for TIFF

@@ -1,21 +1,29 @@
 """The stores: zarr v3 arrays whose every shard object is encoded in memory and published with one atomic PUT.
 
 A store's metadata (the template) is written once, before any shard. A shard object is a pure function of its pixels, so
-the same samples give the same bytes wherever and however often they are written. Any zarr v3 reader opens the result.
+the same samples give the same bytes wherever and however often they are written. Any zarr v3 reader opens the result;
+`reader.py` is the fast one for pairs.
+
+Shards are put together here and not by zarr-python, chunk by chunk as pixels arrive: what is held in memory is
+compressed. Layout: zarr v3's sharding codec, chunks in C order, the index at the end. Every chunk carries a CRC32C, so that
+a flipped bit is found where it is read. Bit-shuffled LZ4 is smaller than Zstandard 3 on real patches (SAR 181 against
+198 kB, EO 237 against 257) and ten times as fast.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import ZstdCodec
+import zarr  # imported first of all: it switches off Blosc's own threads, whose order of finishing decides bytes
+from numcodecs import blosc
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from sar2eo_dist import storage
@@ -23,11 +31,16 @@ from sar2eo_dist.errors import AlignmentError, NotFound, StorageError
 from sar2eo_dist.records import PATCH, Artifact
 
 NODATA_DB = -32768  # of the int16 SAR array; see radiometry.encode_db
+LEVEL = 5  # of Blosc
+ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that was never written
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One sharded array: `shard` is what one object holds (a unit writes whole ones), `chunk` what one read decodes."""
+    """One sharded array: `shard` is what one object holds (a unit writes whole ones), `chunk` what one read decodes.
+
+    compressor: Blosc's, after a bit shuffle: "lz4" or "zstd" (smaller where neighbours are alike, slower).
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -36,14 +49,16 @@ class ArraySpec:
     dtype: str
     dims: tuple[str, ...]
     fill: int = 0
-    level: int = 3
+    compressor: str = "lz4"
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
-    def create(self, store: MemoryStore, shape: tuple[int, ...] | None = None) -> Any:
+    def create(self, store: Any, **more: Any) -> Any:
+        """The array in a zarr store, without pixels."""
+        blosc_codec = BloscCodec(cname=self.compressor, clevel=LEVEL, shuffle="bitshuffle")  # type: ignore[arg-type]
         return zarr.create_array(
-            store, name=self.name, shape=shape or self.shape, shards=self.shard, chunks=self.chunk, dtype=self.dtype,
-            compressors=ZstdCodec(level=self.level), fill_value=self.fill, dimension_names=self.dims,
-            attributes=dict(self.attributes), config={"write_empty_chunks": True},
+            store, name=self.name, shape=self.shape, shards=self.shard, chunks=self.chunk, dtype=self.dtype,
+            compressors=[blosc_codec, Crc32cCodec()], fill_value=self.fill, dimension_names=self.dims,
+            attributes=dict(self.attributes), **more,
         )  # fmt: skip
 
     @property
@@ -51,32 +66,38 @@ class ArraySpec:
         """Shards along each axis."""
         return tuple(math.ceil(n / s) for n, s in zip(self.shape, self.shard, strict=True))
 
+    def extent(self, index: tuple[int, ...]) -> tuple[int, ...]:
+        """Pixels of the shard at `index`: those of a whole one, clipped at the array's end. Raises AlignmentError."""
+        if len(index) != len(self.shape) or any(not 0 <= i < g for i, g in zip(index, self.grid, strict=True)):
+            raise AlignmentError(f"{self.name}: shard {index} is outside the grid {self.grid} of shape {self.shape}")
+        return tuple(min(s, n - i * s) for i, n, s in zip(index, self.shape, self.shard, strict=True))
 
-def pair_arrays(count: int, samples: int, level: int) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
+
+def pair_arrays(count: int, samples: int) -> tuple[ArraySpec, ArraySpec, ArraySpec]:
     """The pair store of `count` samples, `samples` to an object.
 
-    sar (N, 2, H, W) int16: VV, VH in 0.01 dB; eo (N, 3, H, W) uint16: DN of B4, B3, B2; valid (N, H, W) uint8: 1 where
-    both have data. One inner chunk a sample.
+    sar (N, 2, H, W) int16: VV, VH in 0.01 dB, at most 0.005 dB off; eo (N, 3, H, W) uint16: DN of B4, B3, B2; valid
+    (N, H, W) uint8: 1 where both have data. One inner chunk a sample.
     """
     n = (samples,)
     return (
         ArraySpec("sar", (count, 2, PATCH, PATCH), (*n, 2, PATCH, PATCH), (1, 2, PATCH, PATCH), "int16",
-                  ("sample", "polarisation", "row", "col"), NODATA_DB, level,
+                  ("sample", "polarisation", "row", "col"), NODATA_DB, "lz4",
                   {"scale_factor": 0.01, "units": "dB", "polarisation": ["VV", "VH"], "_FillValue": NODATA_DB}),
         ArraySpec("eo", (count, 3, PATCH, PATCH), (*n, 3, PATCH, PATCH), (1, 3, PATCH, PATCH), "uint16",
-                  ("sample", "band", "row", "col"), 0, level, {"units": "DN", "band": ["B4", "B3", "B2"]}),
+                  ("sample", "band", "row", "col"), 0, "lz4", {"units": "DN", "band": ["B4", "B3", "B2"]}),
         ArraySpec("valid", (count, PATCH, PATCH), (*n, PATCH, PATCH), (1, PATCH, PATCH), "uint8",
-                  ("sample", "row", "col"), 0, level),
+                  ("sample", "row", "col"), 0, "lz4"),
     )  # fmt: skip
 
 
-def mosaic_arrays(height: int, width: int, block: int, level: int = 3) -> tuple[ArraySpec, ArraySpec]:
+def mosaic_arrays(height: int, width: int, block: int) -> tuple[ArraySpec, ArraySpec]:
     """The mosaic store: rgb (3, H, W) uint8 and valid (H, W) uint8 (1 = data), one object of each a block."""
     chunk = math.gcd(block, 256)
     return (
-        ArraySpec("rgb", (3, height, width), (3, block, block), (3, chunk, chunk), "uint8", ("band", "y", "x"), 0, level,
+        ArraySpec("rgb", (3, height, width), (3, block, block), (3, chunk, chunk), "uint8", ("band", "y", "x"), 0, "zstd",
                   {"band": ["red", "green", "blue"]}),
-        ArraySpec("valid", (height, width), (block, block), (chunk, chunk), "uint8", ("y", "x"), 0, level),
+        ArraySpec("valid", (height, width), (block, block), (chunk, chunk), "uint8", ("y", "x"), 0, "zstd"),
     )  # fmt: skip
 
 
@@ -92,34 +113,76 @@ def write_template(
     return [storage.publish(root, storage.join(store, key), value.to_bytes()) for key, value in documents]
 
 
-def encode(spec: ArraySpec, index: tuple[int, ...], data: npt.NDArray[Any]) -> bytes:
-    """The shard object at `index` of the shard grid.
+class Shard:
+    """One shard object in the making; holds what is compressed so far. Chunks are added in C order of its chunk grid."""
+
+    def __init__(self, spec: ArraySpec, index: tuple[int, ...]) -> None:
+        self.spec, self.index = spec, index
+        self._extent = spec.extent(index)
+        self._chunks = tuple(math.ceil(n / c) for n, c in zip(self._extent, spec.chunk, strict=True))
+        whole = tuple(s // c for s, c in zip(spec.shard, spec.chunk, strict=True))
+        self._entries = np.full((*whole, 2), ABSENT, "<u8")
+        self._places = itertools.product(*map(range, self._chunks))
+        self._data = bytearray()
+        self._left = math.prod(self._chunks)
+
+    def add(self, chunk: npt.NDArray[Any]) -> None:
+        """Compress the next chunk. Raises AlignmentError with the numbers: another shape or dtype, or one too many."""
+        if chunk.shape != self.spec.chunk or chunk.dtype != np.dtype(self.spec.dtype):
+            raise AlignmentError(
+                f"{self.spec.name}: a chunk is {self.spec.chunk} of {self.spec.dtype}, not {chunk.shape} of {chunk.dtype}"
+            )
+        place = next(self._places, None)
+        if place is None:
+            raise AlignmentError(
+                f"{self.spec.name}: shard {self.index} holds {math.prod(self._chunks)} chunks, no more"
+            )
+        name, size = self.spec.compressor.encode(), chunk.dtype.itemsize
+        packed = blosc.compress(np.ascontiguousarray(chunk), name, LEVEL, blosc.BITSHUFFLE, typesize=size)
+        self._entries[place] = len(self._data), len(packed) + 4
+        self._data += packed
+        self._data += google_crc32c.value(packed).to_bytes(4, "little")
+        self._left -= 1
+
+    def finish(self) -> bytearray:
+        """The object. Raises AlignmentError where chunks are missing."""
+        if self._left:
+            raise AlignmentError(
+                f"{self.spec.name}: shard {self.index} holds {math.prod(self._chunks)} chunks, {self._left} are missing"
+            )
+        entries = self._entries.tobytes()
+        self._data += entries + google_crc32c.value(entries).to_bytes(4, "little")
+        return self._data
+
+    @property
+    def path(self) -> str:
+        """Key of the object in its store."""
+        return "/".join((self.spec.name, "c", *map(str, self.index)))
+
+    def publish(self, root: str, store: str) -> Artifact:
+        """Finish the object and publish it atomically."""
+        return storage.publish(root, storage.join(store, self.path), self.finish())
+
+
+def write_shard(root: str, store: str, spec: ArraySpec, index: tuple[int, ...], data: npt.NDArray[Any]) -> Artifact:
+    """Encode one shard from all its pixels and publish it atomically as one object.
 
     data: exactly the pixels of that shard, clipped at the array's end. Raises AlignmentError with the numbers where the
     data cover more or less than the shard, or have another dtype.
     """
-    if len(index) != len(spec.shape) or any(not 0 <= i < g for i, g in zip(index, spec.grid, strict=True)):
-        raise AlignmentError(f"{spec.name}: shard {index} is outside the grid {spec.grid} of shape {spec.shape}")
-    extents = zip(index, spec.shape, spec.shard, strict=True)
-    expected = tuple(min(s, n - i * s) for i, n, s in extents)
+    expected = spec.extent(index)
     if data.shape != expected or data.dtype != np.dtype(spec.dtype):
         raise AlignmentError(
             f"{spec.name}: shard {index} holds {expected} of {spec.dtype}, the data are {data.shape} of {data.dtype}"
         )
-    memory = MemoryStore()
-    array = spec.create(memory, shape=spec.shard)
-    array[tuple(slice(0, n) for n in expected)] = data
-    return memory._store_dict[object_path(spec, (0,) * len(index))].to_bytes()
-
-
-def object_path(spec: ArraySpec, index: tuple[int, ...]) -> str:
-    """Key of a shard object in its store."""
-    return "/".join((spec.name, "c", *map(str, index)))
-
-
-def write_shard(root: str, store: str, spec: ArraySpec, index: tuple[int, ...], data: npt.NDArray[Any]) -> Artifact:
-    """Encode one shard and publish it atomically as one object."""
-    return storage.publish(root, storage.join(store, object_path(spec, index)), encode(spec, index, data))
+    shard = Shard(spec, index)
+    for place in itertools.product(*(range(0, n, c) for n, c in zip(expected, spec.chunk, strict=True))):
+        chunk = data[tuple(slice(a, a + c) for a, c in zip(place, spec.chunk, strict=True))]
+        if chunk.shape != spec.chunk:  # at the array's end
+            missing = [(0, c - n) for n, c in zip(chunk.shape, spec.chunk, strict=True)]
+            chunk = np.pad(chunk, missing, constant_values=spec.fill)
+        shard.add(chunk)
+    return shard.publish(root, store)
 
 
 def open_store(uri: str) -> Any:
@@ -130,39 +193,3 @@ def open_store(uri: str) -> Any:
         raise NotFound(uri, "no zarr store") from e
     except Exception as e:
         raise StorageError(uri, f"cannot open the zarr store ({type(e).__name__}: {e})") from e
-
-
-class PairReader:
-    """Samples of a pair store by index: a callable that can be shipped to a worker, opened at its first use there."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    @functools.cached_property
-    def _arrays(self) -> tuple[Any, Any, Any]:
-        group = open_store(self.uri)
-        return group["sar"], group["eo"], group["valid"]
-
-    def __len__(self) -> int:
-        return int(self._arrays[0].shape[0])
-
-    def __call__(self, i: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
-        """sar (2, H, W) int16 of 0.01 dB, eo (3, H, W) uint16 DN, valid (H, W) bool. Raises IndexError outside."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of a store of {len(self)}: {self.uri}")
-        sar, eo, valid = self._arrays
-        return sar[i], eo[i], valid[i].astype(bool)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PairReader, (self.uri,)
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some samples of a reader, numbered anew from 0."""
-
-    read: PairReader
-    indices: tuple[int, ...]
-
-    def __call__(self, i: int) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
-        return self.read(self.indices[i])

@@ -7,6 +7,8 @@ raised at once under their names (errors.NotFound, errors.AccessDenied, errors.U
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -14,18 +16,19 @@ import posixpath
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, ParamSpec, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, Unavailable
+from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, StorageFull, Unavailable
 from sar2eo_dist.records import Artifact, digest
 
-RETRIES = 5  # further attempts after the first
+RETRIES = 6  # further attempts after the first: with s3fs's own, an outage of half a minute is waited out
 BACKOFF_S = 0.5  # first upper bound of the jittered pause; doubles up to 20 s
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +48,9 @@ class Info:
 
 
 def join(base: str, *parts: str) -> str:
-    """Path or URI below a base."""
+    """Path or URI below a base; a part that is absolute, or a URI, stands for itself."""
+    if parts and "://" in parts[0]:
+        return join(*parts)
     return posixpath.join(base.rstrip("/") if len(base) > 1 else base, *parts)
 
 
@@ -72,6 +77,8 @@ def _named(uri: str, e: BaseException) -> StorageError:
         or type(e).__name__ in {"NoCredentialsError", "PartialCredentialsError"}
     ):
         return AccessDenied(uri, f"access denied, check the credentials ({text})")
+    if isinstance(e, OSError) and e.errno in FULL:
+        return StorageFull(uri, f"cannot be written ({e.strerror}): make room, then run the same command again")
     if isinstance(e, ValueError | ImportError | IsADirectoryError):
         return StorageError(uri, f"cannot use this URI ({text})")
     return Unavailable(uri, f"store did not answer ({text})")
@@ -125,6 +132,31 @@ def read_range(uri: str, start: int, end: int) -> bytes:
 
 
 @_retried
+def read_tail(uri: str, size: int) -> bytes:
+    """The last `size` bytes of an object; all of a smaller one."""
+    fs, path = filesystem(uri)
+    data: bytes = fs.cat_file(path, start=-size)
+    return data
+
+
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Bytes [start, end) of objects of one store, side by side where it can; what fails is retried by itself."""
+    if not ranges:
+        return []
+    fs, _ = filesystem(ranges[0][0])
+    paths = [fs._strip_protocol(uri) for uri, _, _ in ranges]
+    starts, ends = [r[1] for r in ranges], [r[2] for r in ranges]
+    found = fs.cat_ranges(paths, starts, ends, on_error="return")
+    return [d if isinstance(d, bytes) else read_range(*r) for d, r in zip(found, ranges, strict=True)]
+
+
+def local_path(uri: str) -> str:
+    """The path of a local URI; "" for an object store."""
+    fs, path = filesystem(uri)
+    return str(path) if isinstance(fs, LocalFileSystem) else ""
+
+
+@_retried
 def open_read(uri: str) -> IO[bytes]:
     """A seekable reader that fetches what is asked for."""
     fs, path = filesystem(uri)
@@ -173,15 +205,16 @@ def list_files(uri: str) -> list[Info]:
 
 
 @_retried
-def put(uri: str, data: bytes) -> None:
+def put(uri: str, data: bytes | bytearray) -> None:
     """Write or replace an object atomically: temporary file, fsync and rename locally, one PUT on an object store."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        temporary = _write_temporary(path, data)
-        os.replace(temporary, path)
+        with _temporary(path, data) as temporary:
+            os.replace(temporary, path)
         _sync_folder(path)
     else:
-        fs.pipe_file(path, data)
+        whole = {"chunksize": 5 << 30} if "s3" in fs.protocol else {}  # s3fs would cut what is above 100 MB into parts
+        fs.pipe_file(path, data if whole else bytes(data), **whole)
 
 
 @_retried
@@ -189,13 +222,11 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     """Create an object only where there is none; False where one exists already. Atomic among any number of writers."""
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        temporary = _write_temporary(path, data)
         try:
-            os.link(temporary, path)
+            with _temporary(path, data) as temporary:
+                os.link(temporary, path)
         except FileExistsError:
             return False
-        finally:
-            os.unlink(temporary)
         _sync_folder(path)
         return True
     try:
@@ -212,15 +243,31 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     return True
 
 
-def _write_temporary(path: str, data: bytes) -> str:
+@contextlib.contextmanager
+def _temporary(path: str, data: bytes | bytearray) -> Iterator[str]:
+    """The data in a durable temporary file beside `path`, gone at the end if it was not renamed."""
     folder, base = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    return temporary
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def sweep(uri: str, age_s: float = 3600) -> None:
+    """Remove temporary files that killed writers left below a local folder; those of a live writer are younger."""
+    for folder, _, files in os.walk(local_path(uri)):
+        for file in files:
+            path = os.path.join(folder, file)
+            with contextlib.suppress(FileNotFoundError):
+                if file.startswith(".") and file.endswith(".tmp") and time.time() - os.stat(path).st_mtime > age_s:
+                    os.unlink(path)
 
 
 def _sync_folder(path: str) -> None:
@@ -253,11 +300,11 @@ def delete(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def publish(root: str, path: str, data: bytes) -> Artifact:
+def publish(root: str, path: str, data: bytes | bytearray) -> Artifact:
     """`put` below a root, described for the ledger."""
     put(join(root, path), data)
     return Artifact(path, len(data), sha256(data))

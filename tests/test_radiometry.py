@@ -220,3 +220,61 @@ def test_display_brightens_by_gamma_and_keeps_black_white_and_order() -> None:
     assert (shown[0], shown[255]) == (0, 255)
     assert (np.diff(shown.astype(int)) >= 0).all()
     np.testing.assert_allclose(shown, 255 * (np.arange(256) / 255) ** (1 / 1.8), atol=0.5)
+
+
+count_values = st.one_of(st.integers(-3500, 500), st.sampled_from([-1200, -1200, 0, 32767, -32767]))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.one_of(
+        hnp.arrays(np.int16, (2, 6, 5), elements=count_values),
+        hnp.arrays(np.int16, (2, 6, 5), elements=count_values, fill=st.just(-1013)),
+        hnp.arrays(np.int16, (2, 6, 5), elements=st.one_of(count_values, st.just(rm.DB_NODATA))),
+    ),
+    st.sampled_from(SARS),
+    st.sampled_from(THIRDS),
+    st.sampled_from((0, 3, 5)),
+)
+def test_scaled_counts_equal_scaled_db_to_the_bit(counts, sar, third, k):
+    scaling = Scaling(sar=sar, third=third, median=k)
+    kept, out = counts.copy(), np.full((3, 6, 5), np.nan, np.float32)
+    want = rm.scale_sar(rm.decode_db(counts), scaling)
+    assert rm.scale_counts(counts, scaling).tobytes() == want.tobytes()
+    assert rm.scale_counts(counts, scaling, out) is out
+    assert out.tobytes() == want.tobytes()
+    np.testing.assert_array_equal(counts, kept)
+
+
+def test_scaled_counts_of_wrong_arrays_are_refused():
+    counts = np.zeros((2, 4, 4), np.int16)
+    for wrong in (counts[:1], np.zeros((3, 4, 4), np.int16), counts[0], counts[:, :0]):
+        with pytest.raises(BadInput, match="wrong_shape"):
+            rm.scale_counts(wrong, Scaling(median=3))
+    with pytest.raises(ConfigError, match="not 7"):
+        rm.scale_counts(counts, Scaling.model_construct(sar="fixed", third="mean_db", median=7))
+
+
+def test_scaled_eo_goes_into_what_is_given():
+    dn, valid = np.arange(48, dtype=np.uint16).reshape(3, 4, 4), np.arange(16).reshape(4, 4) > 3
+    for eo in ("fixed", "minmax"):
+        out = np.full((3, 4, 4), np.nan, np.float32)
+        assert rm.scale_eo(dn, valid, Scaling(eo=eo), out) is out
+        np.testing.assert_array_equal(out, rm.scale_eo(dn, valid, Scaling(eo=eo)))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint16, np.float32])
+def test_turned_gives_the_eight_symmetries_of_the_square(dtype):
+    rng = np.random.default_rng(0)
+    for image in (
+        rng.integers(0, 2, (3, 6, 6)).astype(dtype),
+        rng.integers(0, 200, (2, 9, 9)).astype(dtype)[:, 1:8, 2:6],
+    ):
+        kept = image.copy()
+        for symmetry in range(8):
+            want = image.swapaxes(1, 2) if symmetry & 1 else image
+            want = np.flip(want, [axis for axis, bit in ((1, 2), (2, 4)) if symmetry & bit])
+            got = rm.turned(image, symmetry)
+            assert got.dtype == image.dtype
+            np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(image, kept)

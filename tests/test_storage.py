@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, Unavailable
+from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, StorageFull, Unavailable
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -58,18 +59,33 @@ def test_put_if_absent_has_one_winner_among_threads(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]  # no temporary file is left
 
 
-def test_a_failed_local_write_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_leaves_the_old_object_and_no_debris(tmp_path: Path) -> None:
+    """A real refusal of the system in the middle of a write: the largest file size allowed is 1 MB."""
     uri = str(tmp_path / "x")
     storage.put(uri, b"old")
-
-    def full(*a: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "BACKOFF_S", 0.0)
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(Unavailable, match="No space left"):
-        storage.put(uri, b"new")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(StorageFull, match=r"make room, then run the same command again: .*x"):
+            storage.put(uri, bytes(3 << 20))
+        with pytest.raises(StorageFull):
+            storage.put_if_absent(str(tmp_path / "y"), bytes(3 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert storage.read_bytes(uri) == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_ranges_and_tails(tmp_path: Path) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    storage.put(a, b"0123456789")
+    storage.put(b, b"abc")
+    assert storage.read_ranges([(a, 2, 5), (b, 0, 2), (a, 9, 10)]) == [b"234", b"ab", b"9"]
+    assert storage.read_ranges([]) == []
+    assert (storage.read_tail(a, 3), storage.read_tail(b, 99)) == (b"789", b"abc")
+    with pytest.raises(NotFound, match="gone"):
+        storage.read_ranges([(a, 0, 1), (str(tmp_path / "gone"), 0, 1)])
+    assert (storage.local_path(a), storage.local_path("memory://x")) == (a, "")
 
 
 def test_what_passes_is_retried_and_what_does_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +128,12 @@ def test_unreadable_uris_are_named(uri: str) -> None:
         storage.list_files(uri)
 
 
+def test_join() -> None:
+    assert storage.join("s3://b/", "x", "y") == "s3://b/x/y"
+    assert storage.join("runs", "s3://b/x") == "s3://b/x"
+    assert storage.join("s3://b", "/x") == "/x"
+
+
 def test_absolute_touches_only_local_paths() -> None:
     assert storage.absolute("s3://b/x") == "s3://b/x"
     assert storage.absolute("x") == os.path.abspath("x")
@@ -124,3 +146,15 @@ def test_a_changed_file_changes_its_digest(tmp_path: Path) -> None:
     before = storage.info(str(path)).digest
     os.utime(path, ns=(1, 1))
     assert storage.info(str(path)).digest != before
+
+
+def test_what_killed_writers_left_is_swept_but_not_what_live_ones_write(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    old, live, data = (tmp_path / "a" / n for n in (".x.0123.tmp", ".x.4567.tmp", "x.tmp"))
+    for path in (old, live, data):
+        path.write_bytes(b"1")
+    for path in (old, data):
+        os.utime(path, (1, 1))
+    storage.sweep(str(tmp_path))
+    assert (old.exists(), live.exists(), data.exists()) == (False, True, True)
+    storage.sweep("memory://nothing")

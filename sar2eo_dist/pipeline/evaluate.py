@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sar2eo_dist import shards, storage
+from sar2eo_dist import storage
 from sar2eo_dist.config import Config, Speed
 from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation.baselines import LinearFit, LinearModel, MeanImage, constant
@@ -28,6 +28,7 @@ from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.shard import present
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_uint8
+from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import Artifact, Pair, Unit, digest, from_table
 from sar2eo_dist.report.page import write as write_report
 
@@ -40,14 +41,10 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     root = storage.absolute(cfg.run.out)
     bundles = [storage.join(root, trained[r]) for r in ("translate", "enhance") if r in trained]
     store = storage.join(root, sharded["outputs"]["store"])
-    index = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, sharded["outputs"]["index"]))))
-    pairs = from_table(index, Pair)
     for uri in bundles:
         if bundle.read(uri).data != sharded["digest"]:  # its training pairs may be in this store's held-out fold
             raise Sar2EoError(f"this bundle was trained on other shards: run jobs/train.py again: {uri}")
-    there = present(sharded)
-    chosen = [i for i, p in enumerate(pairs) if p.split == cfg.evaluate.split and there(i)]
-    training = [i for i, p in enumerate(pairs) if p.split == "train" and there(i)]
+    chosen, training = (present(sharded, ranks(store, s)).tolist() for s in (cfg.evaluate.split, "train"))
     if not chosen or not training:
         raise ConfigError(
             f"split {cfg.evaluate.split!r} holds {len(chosen)} pairs and 'train' {len(training)}: change evaluate.split, or "
@@ -58,10 +55,12 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     whole = digest(sharded["digest"], weights)
     fingerprint = cfg.fingerprint(STAGE)
     plan: dict[str, tuple[Unit, Any]] = {}
+    with storage.open_read(storage.join(root, sharded["outputs"]["index"])) as f:
+        rows = from_table(pq.read_table(f).take(chosen), Pair)
     for at in range(0, len(chosen), cfg.evaluate.slice):
         part = chosen[at : at + cfg.evaluate.slice]
         unit = Unit(STAGE, f"{cfg.evaluate.split}{at:08d}", fingerprint, digest(whole, part, sorted(shown & set(part))))
-        plan[unit.id] = (unit, [(i, pairs[i], i in shown) for i in part])
+        plan[unit.id] = (unit, [(i, rows[at + k], i in shown) for k, i in enumerate(part)])
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
@@ -97,7 +96,7 @@ class Worker:
         self, root: str, store: str, bundles: Sequence[str], threads: int, speed: Speed, fit: Sequence[int], mark: str
     ) -> None:
         self.root, self.mark = root, mark
-        self.read = shards.PairReader(store)
+        self.read = PairReader(store)
         self.chain = Chain(bundles, threads, speed)
         self.mean, self.linear = self._fit(fit)
 

@@ -19,7 +19,7 @@ from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
 from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
-STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate")
+STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate", "export")
 Verb = Callable[[Config, Options], Summary]
 
 
@@ -31,6 +31,9 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="plan only: say what would run")
     p.add_argument("--limit", type=int, default=0, metavar="N", help="at most N units of work of each verb")
     p.add_argument("--fresh", action="store_true", help="do finished units again (the default is to resume)")
+    p.add_argument("--audit", type=float, nargs="?", const=1.0, default=0.0, metavar="SHARE",
+                   help="hash the outputs of finished units again (all, or a random share 0..1), name what is missing or "
+                   "changed and make only that again; with --dry-run, name it and exit 1")  # fmt: skip
     p.add_argument("--strict", action="store_true", help="exit 3 where some units were quarantined")
     return p
 
@@ -38,11 +41,13 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
 def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | None = None) -> int:
     """Run verbs in turn under one config; print what each did; return the exit code."""
     args = parser(name, about).parse_args(argv)
-    opts = Options(args.dry_run, args.fresh, args.strict, args.limit)
+    opts = Options(args.dry_run, args.fresh, args.strict, args.limit, args.audit)
     partial = False
     try:
         if args.limit < 0:
             raise ConfigError(f"--limit {args.limit} is negative")
+        if not 0 <= args.audit <= 1:
+            raise ConfigError(f"--audit {args.audit:g} is no share: from 0 to 1")
         cfg = load(args.config or None, [*multiearth(args.data), *args.set])
         cfg = with_world(cfg)
         if not opts.dry_run:

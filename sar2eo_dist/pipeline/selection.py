@@ -1,12 +1,12 @@
-"""From measured verdicts to pairs: the corpus-wide threshold, the selection, the pair table. Seconds, no imagery."""
+"""From measured verdicts to pairs: the corpus-wide threshold, the selection, the pair table, the yield. Seconds, no imagery."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,14 @@ from sar2eo_dist.config import Config
 from sar2eo_dist.errors import Sar2EoError
 from sar2eo_dist.pairing.match import match
 from sar2eo_dist.pairing.split import assign
-from sar2eo_dist.records import KEPT, S1, S2, Calibration, Pair, Rejected, Verdict, from_table, schema, to_table
+from sar2eo_dist.pairing.yields import curve
+from sar2eo_dist.records import KEPT, S1, S2, Calibration, Rejected, Verdict, schema, to_table
 
 
 def publish(
     cfg: Config, slices: Sequence[str], rejected: Sequence[Rejected], reference: str
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Write verdicts, rejected, calibration and pairs of the slices' verdicts; return their paths and the counts.
+    """Write verdicts, rejected, calibration, pairs and yield of the slices' verdicts; return their paths and the counts.
 
     Raises Sar2EoError where the kept share of the scored tiles is below `cca.min_kept`, after everything is written,
     so that the report can show why.
@@ -39,6 +40,7 @@ def publish(
         "verdicts": "collect/verdicts.parquet",
         "rejected": "collect/rejected.parquet",
         "pairs": "collect/pairs.parquet",
+        "yield": "collect/yield.parquet",
     }
     _put(root, outputs["verdicts"], final)
     _put(root, outputs["rejected"], to_table(rejected, Rejected))
@@ -48,11 +50,10 @@ def publish(
         storage.put(storage.join(root, outputs["calibration"]), text.encode())
     else:
         storage.delete(storage.join(root, "collect/calibration.json"))
-    usable = from_table(final.filter(pc.equal(final["reason"], KEPT)), Verdict)
-    pairs = match([v for v in usable if v.sensor == S1], [v for v in usable if v.sensor == S2],
-                  cfg.pairing.max_days, cfg.pairing.mode)  # fmt: skip
-    pairs = assign(pairs, cfg.split)
-    _put(root, outputs["pairs"], to_table(pairs, Pair))
+    sar, eo = (final.filter(pc.equal(final["sensor"], s)) for s in (S1, S2))
+    pairs = assign(match(sar, eo, cfg.pairing), cfg.split)
+    _put(root, outputs["pairs"], pairs)
+    _put(root, outputs["yield"], curve(sar, eo, cfg.pairing))
     counts = _counts(final, rejected, pairs)
     scored = int(pc.sum(pc.is_finite(final["score"])).as_py() or 0)
     if calibration and scored and counts["S2 kept"] < cfg.cca.min_kept * scored:
@@ -73,7 +74,7 @@ def _select(cfg: Config, table: pa.Table, reference: str) -> tuple[pa.Table, Cal
     entered = np.isfinite(scores) & np.asarray(pc.equal(table["reason"], KEPT).to_numpy(zero_copy_only=False))
     if not entered.any():
         return table, None
-    names = set(table.filter(pa.array(entered))["score_name"].to_pylist())
+    names = set(table["score_name"].filter(pa.array(entered)).unique().to_pylist())
     if len(names) > 1:
         raise Sar2EoError(f"scores of different extractors in one run folder: {sorted(names)}; use --fresh")
     calibration = calibrate(scores[entered], names.pop(), cfg.cca.rule, cfg.cca.beta, reference)
@@ -85,17 +86,22 @@ def _select(cfg: Config, table: pa.Table, reference: str) -> tuple[pa.Table, Cal
     ), calibration
 
 
-def _counts(final: pa.Table, rejected: Sequence[Rejected], pairs: Sequence[Pair]) -> dict[str, int]:
-    kinds = Counter(zip(final["sensor"].to_pylist(), final["reason"].to_pylist(), strict=True))
+def _counts(final: pa.Table, rejected: Sequence[Rejected], pairs: pa.Table) -> dict[str, int]:
+    kinds = {(g["sensor"], g["reason"]): g["count_all"] for g in _groups(final, "sensor", "reason")}
     counts = {
         "S1 tiles": sum(n for (s, _), n in kinds.items() if s == S1),
         "S2 tiles": sum(n for (s, _), n in kinds.items() if s == S2),
-        "S1 usable": kinds[S1, KEPT],
-        "S2 kept": kinds[S2, KEPT],
+        "S1 usable": kinds.get((S1, KEPT), 0),
+        "S2 kept": kinds.get((S2, KEPT), 0),
         "unusable files": len(rejected),
         "pairs": len(pairs),
     }
-    return counts | {f"pairs {k}": n for k, n in sorted(Counter(p.split for p in pairs).items())}
+    splits = {g["split"]: g["count_all"] for g in _groups(pairs, "split")}
+    return counts | {f"pairs {k}": n for k, n in sorted(splits.items())}
+
+
+def _groups(table: pa.Table, *columns: str) -> list[dict[str, Any]]:
+    return list(table.group_by(list(columns)).aggregate([([], "count_all")]).to_pylist())
 
 
 def _put(root: str, path: str, table: pa.Table) -> None:

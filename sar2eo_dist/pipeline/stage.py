@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import math
 import os
 import platform
+import random
 import sys
 import time
 import traceback
@@ -20,20 +22,26 @@ import ray.exceptions
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import Sar2EoError, TooManyFailures
-from sar2eo_dist.ledger import Entry, Ledger, outputs_digest
+from sar2eo_dist.ledger import Entry, Fault, Ledger, outputs_digest, require
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.records import Unit
 from sar2eo_dist.report.text import human_bytes, human_seconds
 
+SHOWN = 20  # faults named on the terminal
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a verb is run this time; none of it changes a result. limit: at most so many units (0 = all)."""
+    """How a verb is run this time; none of it changes a result.
+
+    limit: at most so many units (0 = all); audit: share of the finished units whose outputs are hashed again (0 = none).
+    """
 
     dry_run: bool = False
     fresh: bool = False
     strict: bool = False
     limit: int = 0
+    audit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class Summary:
     done: int = 0
     resumed: int = 0
     quarantined: list[dict[str, str]] = field(default_factory=list)
+    faults: list[dict[str, str]] = field(default_factory=list)  # outputs found missing or changed, and made again
     seconds: float = 0.0  # of this invocation
     unit_seconds: float = 0.0  # summed over the units, whenever they ran
     bytes_in: int = 0
@@ -98,12 +107,16 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
     if opts.fresh and not opts.dry_run:
         ledger.forget(planned)
     finished = set() if opts.fresh else ledger.done(stage)
-    if not opts.dry_run:
-        finished -= _damaged(ledger, [u for u in planned if u.id in finished])
+    faults: list[Fault] = []
+    if not opts.dry_run or opts.audit:
+        faults = _damaged(ledger, [u for u in planned if u.id in finished], opts)
+        finished -= {f.unit.id for f in faults}
     todo = [u for u in planned if u.id not in finished]
     resumed = len(planned) - len(todo)
     if opts.dry_run:
         return Summary(stage, "planned", len(planned), 0, resumed, started=started)
+    if todo:
+        storage.sweep(cfg.run.out)
     attempts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     crashed = False
@@ -136,6 +149,7 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
         counts.update(entry.counts)
     summary = Summary(
         stage, "partial" if quarantined else "complete", len(planned), len(entries), resumed, quarantined,
+        [{"unit": f.unit.key, "path": f.path, "problem": f.problem} for f in faults],
         time.monotonic() - clock, sum(e.seconds for e in entries), sum(e.bytes_in for e in entries),
         sum(e.bytes_out for e in entries), started, now(), outputs_digest(entries), dict(sorted(counts.items())), {},
         machine(),
@@ -150,13 +164,25 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
     return summary
 
 
-def _damaged(ledger: Ledger, units: Sequence[Unit]) -> set[str]:
-    """Completed units whose data are missing or of another size: their entries are taken back, they run again."""
+def _damaged(ledger: Ledger, units: Sequence[Unit], opts: Options) -> list[Fault]:
+    """Outputs of completed units that are missing or of another size; with `audit`, of another sha256 too.
+
+    Their units' entries are taken back, so that they run again. A dry run takes nothing back and raises AuditError.
+    """
     faults = ledger.audit(units, rehash=False)
-    for fault in faults[:3]:
+    if opts.audit and units:
+        some = units if opts.audit >= 1 else random.sample(units, math.ceil(opts.audit * len(units)))
+        known = {f.path for f in faults}
+        faults += [f for f in ledger.audit(some, rehash=True) if f.path not in known]
+        print(f"{units[0].stage}: outputs of {len(some)} of {len(units)} units hashed again, {len(faults)} faults")
+    if opts.dry_run:
+        require(faults)
+    for fault in faults[:SHOWN]:
         print(f"{fault.unit.stage}: {fault.path} {fault.problem}; made again", file=sys.stderr)
+    if len(faults) > SHOWN:
+        print(f"... and {len(faults) - SHOWN} more, all in summary.json", file=sys.stderr)
     ledger.forget({f.unit for f in faults})
-    return {f.unit.id for f in faults}
+    return faults
 
 
 def cause(e: BaseException) -> str:

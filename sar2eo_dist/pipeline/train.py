@@ -7,15 +7,16 @@ pure function of the step, so a killed run goes on from its last checkpoint as i
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
+import numpy.typing as npt
 import ray
 import ray.train
 import torch
@@ -23,7 +24,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from sar2eo_dist import __version__, shards, storage
+from sar2eo_dist import __version__, storage
 from sar2eo_dist.config import Config, Scaling, Speed, Stage
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
@@ -34,11 +35,12 @@ from sar2eo_dist.pipeline.actors import exact
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.pipeline.shard import present
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
-from sar2eo_dist.records import PATCH, S1_BANDS, S2_BANDS, Pair, Unit, from_table
+from sar2eo_dist.reader import PairReader, ranks
+from sar2eo_dist.records import PATCH, S1_BANDS, S2_BANDS, Unit
 from sar2eo_dist.training import checkpoint as checkpoints
 from sar2eo_dist.training.enhance import Translated
 from sar2eo_dist.training.fit import fit, seed
-from sar2eo_dist.training.loader import Loader
+from sar2eo_dist.training.loader import Loader, State
 
 STAGE = "train"
 ROLES = ("translate", "enhance")
@@ -56,8 +58,12 @@ class Job:
     speed: Speed
     seed: int
     threads: int
+    shuffle: int
+    max_corrupt: int
+    loaders: int
+    prefetch_mb: int
     store: str
-    samples: tuple[int, ...]  # training samples: their places in the store
+    samples: npt.NDArray[np.int64]  # training samples: their places in the store
     translator: str  # URI of the translator's bundle, for the enhancer
 
 
@@ -66,10 +72,8 @@ def train(cfg: Config, opts: Options) -> Summary:
     sharded = read_summary(cfg, "shard")
     root = storage.absolute(cfg.run.out)
     store = storage.join(root, sharded["outputs"]["store"])
-    index = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, sharded["outputs"]["index"]))))
-    there = present(sharded)
-    samples = tuple(i for i, p in enumerate(from_table(index, Pair)) if p.split == "train" and there(i))
-    if not samples:
+    samples = present(sharded, ranks(store, "train"))
+    if not len(samples):
         raise ConfigError("no pair is in the training fold: change split.cell_degrees, split.val or split.seed")
     fingerprint, inputs = cfg.fingerprint(STAGE), str(sharded["digest"])
     plan: dict[str, tuple[Unit, Job]] = {}
@@ -84,17 +88,10 @@ def train(cfg: Config, opts: Options) -> Summary:
             )
         unit = Unit(STAGE, role, fingerprint, inputs + before)
         job = Job(
-            role,
-            model,
-            stage,
-            cfg.scaling,
-            cfg.speed,
-            cfg.train.seed,
-            cfg.train.threads,
-            store,
-            samples,
-            before and folder(root, before),
-        )
+            role, model, stage, cfg.scaling, cfg.speed, cfg.train.seed, cfg.train.threads, cfg.train.shuffle,
+            cfg.train.max_corrupt, cfg.resources.loaders or (16 if "://" in store else 2), cfg.resources.prefetch_mb, store,
+            samples, before and folder(root, before),
+        )  # fmt: skip
         plan[unit.id] = (unit, job)
         before = unit.id
 
@@ -200,7 +197,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
     relative = folder("", unit.id).lstrip("/")
     outputs = [dataclasses.replace(a, path=storage.join(relative, storage.name(a.path))) for a in outputs]
     storage.put(storage.join(folder(root, unit.id), "history.jsonl"), lines.encode())
-    counts = {f"{job.role} steps": job.stage.steps}
+    counts = {f"{job.role} steps": job.stage.steps, f"{job.role} samples replaced": history[-1]["replaced"]}
     return Entry(unit, tuple(outputs), time.time() - begin, int(sharded["bytes_out"]), attempt, counts)
 
 
@@ -214,30 +211,38 @@ def _loop(config: dict[str, Any]) -> None:
     net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS).to(device)
     trainer = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)
     trainer.accelerate(**job.speed.model_dump())
-    start = 0
+    start, origin = 0, State()
     history: list[dict[str, Any]] = []
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as local:
             start = checkpoints.load(local, trainer)
-            history = checkpoints.read_meta(local)["history"]
+            meta = checkpoints.read_meta(local)
+            history, origin = meta["history"], State(**meta["state"])
     if world > 1:
         trainer.wrap(torch.nn.parallel.DistributedDataParallel)
     transform = None
     if job.translator:
         translate = speeds.apply(bundle.load(job.translator, str(device))[0], job.speed.precision, job.speed.compile)
         transform = Translated(translate, str(device))
-    read, n = shards.Subset(shards.PairReader(job.store), job.samples), len(job.samples)
-    loader = Loader(read, n, job.stage.batch, job.stage.crop, job.scaling, job.seed, transform)
+    read = PairReader(job.store)
+    loader = Loader(
+        read, job.samples, per_object=read.per_object, batch=job.stage.batch, crop=job.stage.crop, scaling=job.scaling,
+        seed=job.seed, window=job.shuffle, origin=origin, transform=transform, threads=job.loaders,
+        prefetch_mb=job.prefetch_mb, max_corrupt=job.max_corrupt, device=device,
+    )  # fmt: skip
     clock = {"at": time.monotonic(), "step": start}
 
     def on_log(step: int, losses: dict[str, float]) -> None:
-        mean = _mean_over_ranks(losses, world, device)
+        mean = _mean_over_ranks(losses | {"replaced": float(len(loader.replaced))}, world, device)
+        replaced = round(mean.pop("replaced") * world)
         seconds = time.monotonic() - clock["at"]
         speed = (step - clock["step"]) * job.stage.batch / max(seconds, 1e-9)
         clock.update(at=time.monotonic(), step=step)
-        history.append({"step": step, "time": now(), "samples_per_s": round(speed, 2)} | mean)
+        line = {"step": step, "time": now(), "samples_per_s": round(speed, 2), "replaced": replaced}
+        history.append(line | mean)
         if rank == 0:
             note = "  ".join(f"{k} {v:.3f}" for k, v in list(mean.items())[:3])
+            note += f"  {replaced} unreadable samples replaced" if replaced else ""
             config["board"].post.remote(step, f"{speed:.1f} samples/s  {note}")
 
     def on_checkpoint(step: int) -> None:
@@ -245,7 +250,7 @@ def _loop(config: dict[str, Any]) -> None:
             ray.train.report({"step": step})
             return
         with tempfile.TemporaryDirectory() as local:
-            checkpoints.save(local, trainer, step, {"history": history})
+            checkpoints.save(local, trainer, step, {"history": history, "state": asdict(loader.state(step))})
             ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(local))
 
     every = job.stage.log_every, job.stage.checkpoint_every

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sar2eo_dist.records import KEPT, REASONS, S2
-from sar2eo_dist.report.load import STAGES, Run
-from sar2eo_dist.report.text import known, number, percent
+from sar2eo_dist.report.load import STAGES, Run, as_number
+from sar2eo_dist.report.text import count, known, number, percent, span
 
 SENSORS = {"s2": "Sentinel-2 (optical)", "s1": "Sentinel-1 (radar)"}
+RELEASED_DAYS = 6  # pairing.mode=released takes differences below 7 days
+TOLERANCES = (0, 1, 3, 7, 14, 30, 60, 90)  # days of which the page gives the numbers
 SPLITS = ("train", "val", "test", "guard")
 METRICS = ("mae", "rmse", "psnr", "ssim")
 DN_SPAN = 3000  # of the fixed scaling: DN 0..3000 is 0..1
@@ -29,6 +32,9 @@ METHODS = {
     "baseline_mean": "Baseline: mean image",
     "baseline_zero": "Baseline: all zero",
 }
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,30 @@ class Table:
     uneven: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Optical images with radar of their place within `days`, and pairs if every combination counts."""
+
+    days: int
+    images: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Yield against tolerance, by days.
+
+    shown: some of the rows; total: optical images that were kept, None where that is not known; limit: the days that
+    this run allows, None where the config does not tell or the curve ends before; reading: what it says, in a sentence.
+    """
+
+    rows: tuple[Within, ...]
+    shown: tuple[Within, ...]
+    total: int | None
+    limit: int | None
+    reading: str
+
+
 def overall(run: Run) -> str:
     """Status of the whole: failed, partial, complete, or unfinished where a verb of the chain has not run."""
     statuses = {s.status for s in run.stages.values()}
@@ -124,15 +154,16 @@ def keys_by_reason(run: Run, each: int) -> dict[str, list[str]]:
     out = {}
     for reason in [KEPT, *REASONS, *sorted(found - set(REASONS) - {KEPT})]:
         if reason in found:
-            out[reason] = spaced(table.filter(pc.equal(table["reason"], reason))["key"].to_pylist(), each)
+            keys = table.filter(pc.equal(table["reason"], reason))["key"]
+            out[reason] = [keys[i].as_py() for i in spaced(range(len(keys)), each)]
     return out
 
 
-def spaced(items: list[Any], n: int) -> list[Any]:
+def spaced(items: Sequence[T], n: int) -> list[T]:
     """At most n items, evenly spaced, first and last among them."""
-    if len(items) <= n:
-        return items
-    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)] if n > 1 else items[:n]
+    if len(items) <= n or n < 2:
+        return list(items[:n])
+    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 
 def scores(run: Run) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], str]:
@@ -153,10 +184,34 @@ def days(run: Run) -> dict[str, Counter[int]]:
     """split -> day difference -> pairs."""
     out: dict[str, Counter[int]] = {}
     if run.pairs is not None:
-        for split, gap in zip(run.pairs["split"].to_pylist(), run.pairs["days"].to_pylist(), strict=True):
-            out.setdefault(str(split), Counter())[int(gap)] += 1
+        for g in run.pairs.group_by(["split", "days"]).aggregate([([], "count_all")]).to_pylist():
+            out.setdefault(str(g["split"]), Counter())[int(g["days"])] = int(g["count_all"])
     order = {s: i for i, s in enumerate(SPLITS)}
     return dict(sorted(out.items(), key=lambda kv: (order.get(kv[0], len(order)), kv[0])))
+
+
+def tolerance(run: Run) -> Tolerance | None:
+    """The yield curve of the run; None where there is none."""
+    if run.yields is None or not len(run.yields):
+        return None
+    table = run.yields.sort_by("days")
+    rows = tuple(Within(*r) for r in zip(*(table[f.name].to_pylist() for f in table.schema), strict=True))
+    kept = next((part.kept for part in intake(run) if part.sensor == S2), 0)
+    total = kept if kept >= max(1, *(r.images for r in rows)) else None
+    rule, days = "pairing.max_days", as_number(run.setting("pairing.max_days"))
+    if run.setting("pairing.mode") == "released":
+        rule, days = "pairing.mode=released", float(RELEASED_DAYS)
+    marked = next((r for r in rows if r.days == days), None)
+    at = marked or rows[-1]
+    share = f" of {count(total)} kept optical images ({percent(at.images / total)})" if total else " optical images"
+    reading = (
+        f"Within {span(at.days)}{f' ({rule})' if marked else ''}, {count(at.images)}{share} have radar of their place"
+    )
+    if marked:
+        others = [r for r in rows if marked.days and r.days in (marked.days // 2, 2 * marked.days)]
+        reading += "".join(f"; {span(r.days)} would reach {count(r.images)}" for r in others)
+    shown = tuple(r for r in rows if r.days in TOLERANCES or r == marked)
+    return Tolerance(rows, shown, total, marked.days if marked else None, f"{reading}.")
 
 
 def scale(run: Run) -> float | None:

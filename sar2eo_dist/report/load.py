@@ -68,6 +68,7 @@ class Run:
     verdicts: pa.Table | None = None
     rejected: pa.Table | None = None
     pairs: pa.Table | None = None
+    yields: pa.Table | None = None
     metrics: pa.Table | None = None
     calibration: Calibration | None = None
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
@@ -95,6 +96,7 @@ _COLUMNS: dict[str, dict[str, str]] = {
     },
     "collect/rejected.parquet": {"sensor": "string", "uri": "string", "reason": "string", "detail": "string"},
     "collect/pairs.parquet": {"days": "int64", "split": "string"},
+    "collect/yield.parquet": {"days": "int64", "eo_images": "int64", "combinations": "int64"},
     "evaluate/metrics.parquet": {
         "sar_key": "string", "eo_key": "string", "split": "string", "method": "string",
         "mae": "float64", "rmse": "float64", "psnr": "float64", "ssim": "float64",
@@ -114,7 +116,7 @@ def load(uri: str) -> Run:
         found = _part(run, f"{stage}/summary.json", partial(_stage, stage))
         if found:
             run.stages[stage] = found
-    run.verdicts, run.rejected, run.pairs, run.metrics = (_table(run, path) for path in _COLUMNS)
+    run.verdicts, run.rejected, run.pairs, run.yields, run.metrics = (_table(run, path) for path in _COLUMNS)
     run.calibration = _part(run, "collect/calibration.json", _calibration)
     for role in ROLES:
         lines = _part(run, f"train/{role}/history.jsonl", partial(_history, run, role))

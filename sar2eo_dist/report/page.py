@@ -20,7 +20,7 @@ from sar2eo_dist.report.mosaic import Mosaic, mosaic, patches
 
 FILE = "report.html"
 MANY = 60  # rows of a list of troubles; the rest is counted
-_NOT_LOSSES = frozenset({"step", "seconds", "samples_per_s"})
+_NOT_LOSSES = frozenset({"step", "seconds", "samples_per_s", "replaced"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ def _context(run: Run) -> dict[str, Any]:
     histogram, beyond = plots.score_histogram(scores, kept, threshold) if len(scores) else ("", 0)
     unusable = len(run.rejected) if run.rejected is not None else 0
     rejected = run.rejected.sort_by("uri").slice(0, examples.EACH).to_pylist() if run.rejected is not None else []
+    tolerance = facts.tolerance(run)
     quarantined = [q for s in facts.expected(run) if s in run.stages for q in run.stages[s].quarantined]
     return {
         "run": run,
@@ -117,6 +118,8 @@ def _context(run: Run) -> dict[str, Any]:
         "gaps": gaps,
         "gap_plot": Markup(plots.day_bars(gaps)) if gaps else "",  # noqa: S704
         "gap_stats": _gap_stats(gaps),
+        "tolerance": tolerance,
+        "yield_plot": Markup(plots.yield_curve(tolerance)) if tolerance else "",  # noqa: S704
         "trainings": [t for role in ROLES if (t := _training(run, role))],
         "mosaic": found_mosaic,
         "patches": found_patches,

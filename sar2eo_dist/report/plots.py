@@ -20,7 +20,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sar2eo_dist.report.text import minus
+from sar2eo_dist.report.facts import Tolerance
+from sar2eo_dist.report.text import minus, span
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,6 +103,41 @@ def day_bars(days: Mapping[str, Counter[int]]) -> str:
     ax.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return _svg(fig, "days", "Pairs by day difference")
+
+
+@_style()
+def yield_curve(t: Tolerance) -> str:
+    """Optical images with radar within a number of days: their count and, where it is known, their share of all kept."""
+    days, images = [r.days for r in t.rows], [r.images for r in t.rows]
+    total, limit = t.total, t.limit
+    fig, ax = _axes(400, 240)
+    ax.plot(days, images, color=CURVE, linewidth=1.8, drawstyle="steps-post", marker="o" if len(days) == 1 else "")
+    ax.fill_between(days, images, step="post", color=CURVE, alpha=0.14, linewidth=0)
+    top = 1.08 * max(total or 0, *images, 1)
+    ax.set_ylim(0, top)
+    ax.set_xlim(days[0], max(days[-1], days[0] + 1))
+    if limit is not None:
+        n = images[days.index(limit)]
+        ax.axvline(limit, color=INK, linewidth=1.4, linestyle=(0, (5, 3)))
+        ax.plot([limit], [n], color=INK, marker="o", markersize=5, linestyle="")
+        right = 2 * limit <= days[0] + days[-1]
+        ax.annotate(  # under the curve there is room, unless it runs low
+            f"{n:,}\nwithin {span(limit)}", (limit, n / 2 if n > 0.3 * top else 0.85 * top),
+            xytext=(7 if right else -7, 0), textcoords="offset points", ha="left" if right else "right", va="center",
+            color=INK,
+        )  # fmt: skip
+    ax.set_xlabel("days allowed between SAR and EO")
+    ax.set_ylabel("optical images")
+    ax.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    if total:
+        shares = ax.secondary_yaxis("right", functions=(lambda n: 100 * n / total, lambda p: p * total / 100))
+        shares.set_yticks([0, 25, 50, 75, 100], [f"{p} %" for p in (0, 25, 50, 75, 100)])
+        shares.tick_params(length=0, labelcolor=MUTED, labelsize=12)
+        shares.spines["right"].set_visible(False)
+        shares.patch.set_visible(False)
+    return _svg(fig, "yield", "Yield against tolerance")
 
 
 @_style()

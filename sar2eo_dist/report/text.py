@@ -82,6 +82,11 @@ def day_gap(days: float | None) -> str:
     return f"EO {abs(d)} day{'s' if abs(d) > 1 else ''} {'after' if d > 0 else 'before'} SAR"
 
 
+def span(days: int) -> str:
+    """1 -> '1 day'."""
+    return f"{days}{_}day{'s' if days != 1 else ''}"
+
+
 def when(iso: str) -> str:
     """'2026-11-22T20:38:07+00:00' -> '2026-11-22 20:38 UTC'; anything else as it is."""
     try:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Translated:
-    """A `Loader` transform: the scaled SAR patch (C, H, W) to the translator's image (C', H, W), float32 on the CPU.
+    """A `Loader` transform: the scaled SAR patch (C, H, W) to the translator's image (C', H, W), float32, where that was.
 
     The whole patch is translated, then cropped: instance norm and attention read statistics of the window, and those of
     a crop are not the ones that the enhancer will meet. One patch a forward, so the result depends on no batch.
@@ -20,4 +20,4 @@ class Translated:
     def __call__(self, source: Tensor) -> Tensor:
         with torch.no_grad():
             image: Tensor = self._net(source[None].to(self._device))[0]
-        return image.float().cpu()
+        return image.float().to(source.device)

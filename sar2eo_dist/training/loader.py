@@ -1,16 +1,21 @@
 """Training batches as a pure function of (seed, step): any step can be asked for directly, so a resume needs no more.
 
-Samples are numbered on without end: position p of the global sequence is sample order(seed, p // n)[p % n] of epoch
-p // n, and step s of a global batch of b holds positions s b to s b + b - 1, whatever the number of workers.
+Samples are numbered on without end: position p of the global sequence is sample order(epoch p // n)[p % n], and step s of
+a global batch of b holds positions s b to s b + b - 1, whatever the number of workers. A `State` carries the place in this
+sequence over to another batch or number of workers.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import sys
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,53 +23,107 @@ import torch
 from torch import Tensor
 
 from sar2eo_dist import radiometry
-from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.errors import ConfigError, Corrupt, NotFound
 from sar2eo_dist.radiometry import ScalingLike
+from sar2eo_dist.training import scaling as batched
 
 Raw = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]
 Read = Callable[[int], Raw]
 Batch = tuple[Tensor, Tensor, Tensor]
-PREFETCH = 2  # batches made ahead
+Transform = Callable[[Tensor], Tensor]
+Ranks = npt.NDArray[np.int64]
+A = TypeVar("A", Tensor, npt.NDArray[Any])
+_Unread = list[tuple[int, Corrupt | NotFound]]  # samples that were met and could not be read
 
 
-@functools.lru_cache(maxsize=4)
-def order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    """The permutation of range(n) in which an epoch meets its samples."""
-    permutation = np.random.default_rng([seed, epoch]).permutation(n)
-    permutation.flags.writeable = False
-    return permutation
+@dataclass(frozen=True, slots=True)
+class State:
+    """Before step `step`, `epoch` whole epochs and `samples_seen` samples of the next one have been trained on."""
+
+    epoch: int = 0
+    samples_seen: int = 0
+    step: int = 0
+
+
+def order(seed: int, epoch: int, samples: Ranks, per_object: int, window: int) -> Ranks:
+    """The permutation of range(len(samples)) in which an epoch meets its samples.
+
+    samples: their places in the store, ascending; sample r lies in shard object r // per_object. The objects are shuffled
+    and taken `window` at a time, and the samples are shuffled within each window, so that a reader has few objects open.
+    """
+    objects = samples // per_object
+    group = np.cumsum(np.diff(objects, prepend=objects[:1]) != 0)  # the objects that occur, numbered from 0
+    rng = np.random.default_rng([seed, epoch])
+    turn = rng.permutation(int(group[-1]) + 1) // window
+    shuffled = rng.permutation(len(samples))
+    # a stable sort keeps the shuffle within each window; of 16 bit numbers it takes one pass
+    windows = turn.astype(np.min_scalar_type(int(turn.max())))[group[shuffled]]
+    return shuffled[np.argsort(windows, kind="stable")]
 
 
 class Loader:
     """Scaled, cropped, turned pairs.
 
-    read(i): raw shard values of sample i: sar (2, H, W) int16 of 0.01 dB, eo (C, H, W) uint16 DN, valid (H, W) bool.
-    n: samples; batch: global batch; crop: side of the random crop, pixels; scaling: the config's section. Per-image
-    scaling sees the full patch, before the crop; so does `transform`, which maps the scaled source (C, H, W) to the
-    source that is trained on (see training.enhance): the statistics of a window are then those of a whole patch.
-    cache_mb bounds the memory in which prepared full patches are kept; it changes no result.
-    Raises ConfigError: no samples, batch < 1, seed < 0; and, when the first patch is read, a crop larger than it.
+    read(rank): one sample, square: sar (2, S, S) int16 of 0.01 dB, eo (C, S, S) uint16 DN, valid (S, S) bool; called from
+    `threads` threads at once. samples: places in the store, ascending, of what is trained on, `per_object` to a shard
+    object. batch: global batch; crop: side of the random crop, pixels; scaling: the config's section. Per-image scaling sees
+    the full patch, before the crop; so does `transform`, which maps one scaled source (C, H, W) to the source that is
+    trained on (see training.enhance), one call at a time. What it gives is kept for as many samples as `cache_mb` holds.
+    window: shard objects shuffled together. origin: where steps are counted from (`state` of an earlier loader).
+
+    threads, prefetch_mb (memory of batches made ahead; one is, always) and cache_mb change no result. device: where batches
+    are scaled and delivered. On the CPU the threads scale; elsewhere they read alone, and training.scaling does the rest.
+
+    A sample that `read` finds Corrupt or NotFound is replaced by one of another shard object, chosen by (seed, epoch, sample)
+    alone, said on stderr and kept in `replaced` (sample -> reason, what this loader has met); other errors pass through, at
+    the step where they happen. Raises ConfigError: no samples, numbers out of range, a crop larger than a patch; Corrupt:
+    more than max_corrupt samples cannot be read.
     """
 
     def __init__(
         self,
         read: Read,
-        n: int,
+        samples: Sequence[int] | Ranks,
+        per_object: int,
         batch: int,
         crop: int,
         scaling: ScalingLike,
         seed: int,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        window: int = 8,
+        origin: State | None = None,
+        transform: Transform | None = None,
+        threads: int = 2,
+        prefetch_mb: int = 256,
         cache_mb: int = 256,
+        max_corrupt: int = 16,
+        device: str | torch.device = "cpu",
     ) -> None:
-        if n < 1:
+        self._samples: Ranks = np.array(samples, np.int64)
+        self.n, self._origin = len(self._samples), origin or State()
+        if not self.n:
             raise ConfigError("there is nothing to train on: the training split holds 0 pairs")
-        if batch < 1 or crop < 1 or seed < 0:
-            raise ConfigError(f"batch {batch} and crop {crop} must be >= 1, seed {seed} >= 0")
-        self.n, self.batch, self.crop, self.seed = n, batch, crop, seed
-        self._read, self._scaling, self._transform = read, scaling, transform
-        self._cache: OrderedDict[int, Batch] = OrderedDict()
-        self._room, self._lock = cache_mb << 20, threading.Lock()
+        if self._samples[0] < 0 or (np.diff(self._samples) <= 0).any():
+            raise ConfigError("the places of the training samples in the store must be ascending, from 0, each once")
+        if min(batch, crop, per_object, window, threads) < 1 or seed < 0:
+            numbers = f"batch {batch}, crop {crop}, per_object {per_object}, window {window} and threads {threads}"
+            raise ConfigError(f"{numbers} must be >= 1, seed {seed} >= 0")
+        if not (0 <= self._origin.samples_seen < self.n and self._origin.epoch >= 0):
+            raise ConfigError(f"{self._origin} is not one of {self.n} training samples: was it another data set's?")
+        self.batch, self.crop, self.seed, self._per_object = batch, crop, seed, per_object
+        self.replaced: dict[int, str] = {}
+        self._read, self._scaling, self._threads, self._max_corrupt = read, scaling, threads, max_corrupt
+        self._prefetch, self._device = prefetch_mb << 20, torch.device(device)
+        self._late = self._device.type != "cpu"  # whether batches are scaled whole, on the device
+        self._transform, self._lock, self._room = transform, threading.Lock(), cache_mb << 20
+        self._kept: dict[int, Tensor] = {}
+        plan = functools.partial(order, samples=self._samples, per_object=per_object, window=window)
+        self._order = functools.lru_cache(maxsize=4)(functools.partial(plan, seed))
+
+    def state(self, step: int) -> State:
+        """Where a training stands before `step`: the `origin` from which another batch or world goes on."""
+        epoch, seen = divmod(self._position(step), self.n)
+        return State(epoch, seen, step)
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The part of step's global batch that a rank trains on.
@@ -72,64 +131,188 @@ class Loader:
         source (B, C, crop, crop), target (B, C', crop, crop) float32 in [-1, 1]; valid (B, 1, crop, crop) bool; B =
         batch / world. Raises ConfigError where world does not divide the batch.
         """
-        if self.batch % world:
-            raise ConfigError(f"a global batch of {self.batch} cannot be shared evenly by {world} workers")
-        share = self.batch // world
-        first = step * self.batch + rank * share
-        samples = [self._sample(position) for position in range(first, first + share)]
-        source, target, valid = (torch.stack(parts) for parts in zip(*samples, strict=True))
-        return source, target, valid
+        planned = self._planned(step, rank, world)
+        slots = _Slots(len(planned), self._device.type == "cuda")
+        for j, (epoch, sample) in enumerate(planned):
+            self._report(*self._make(slots, j, epoch, sample))
+        return self._finished(slots)
 
     def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """`at(step, rank, world)` for the steps [start, stop), made ahead by one thread; memory: PREFETCH batches."""
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
-        waiting: deque[Future[Batch]] = deque()
+        """`at(step, rank, world)` for the steps [start, stop), whose samples `threads` threads make ahead."""
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        waiting: deque[tuple[_Slots, list[Future[tuple[_Unread, int | None]]]]] = deque()
+        coming, ahead = iter(range(start, stop)), 1
+
+        def fill() -> None:
+            while len(waiting) < ahead and (step := next(coming, None)) is not None:
+                planned = self._planned(step, rank, world)
+                slots = _Slots(len(planned), self._device.type == "cuda")
+                made = [pool.submit(self._make, slots, j, *what) for j, what in enumerate(planned)]
+                waiting.append((slots, made))
+
         try:
-            for step in range(start, stop + PREFETCH):
-                if step < stop:
-                    waiting.append(pool.submit(self.at, step, rank, world))
-                if step >= start + PREFETCH:
-                    yield waiting.popleft().result()
+            fill()
+            while waiting:
+                slots, made = waiting.popleft()
+                for sample in made:
+                    self._report(*sample.result())
+                ahead = max(1, self._prefetch // slots.nbytes)
+                fill()
+                yield self._finished(slots)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _sample(self, position: int) -> Batch:
-        epoch, place = divmod(position, self.n)
-        index = int(order(self.seed, epoch, self.n)[place])
-        arrays = self._patch(index)
-        height, width = arrays[0].shape[1:]
-        if self.crop > min(height, width):
-            raise ConfigError(f"crop {self.crop} is larger than the patches of {height} x {width} pixels")
-        rng = np.random.default_rng([self.seed, epoch, index])
-        top, left = (int(rng.integers(0, side - self.crop + 1)) for side in (height, width))
-        turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
+    def _position(self, step: int) -> int:
+        if step < self._origin.step:
+            raise ConfigError(f"step {step} lies before step {self._origin.step}, from which this training goes on")
+        return self._origin.epoch * self.n + self._origin.samples_seen + (step - self._origin.step) * self.batch
+
+    def _planned(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
+        """(epoch, sample) of a rank's part of the step's batch."""
+        if self.batch % world:
+            raise ConfigError(f"a global batch of {self.batch} cannot be shared evenly by {world} workers")
+        share = self.batch // world
+        first = self._position(step) + rank * share
+        places = [divmod(position, self.n) for position in range(first, first + share)]
+        return [(epoch, int(self._samples[self._order(epoch)[place]])) for epoch, place in places]
+
+    def _make(self, slots: _Slots, j: int, epoch: int, sample: int) -> tuple[_Unread, int | None]:
+        """Put a sample into its slot. Returns what could not be read, and the sample that was (None: none)."""
+        unread, used, raw = self._found(epoch, sample)
+        if raw is None:
+            return unread, None
+        # a hash draws as well as a generator and costs a tenth; 128 bits leave no bias worth a name
+        draw = hashlib.blake2b(f"{self.seed} {epoch} {sample}".encode(), digest_size=16).digest()
+        rest, symmetry = divmod(int.from_bytes(draw, "big"), 8)
+        # turned before it is scaled, while pixels are small; a transform sees the patch as it lies
+        sar, eo, valid = raw[0], radiometry.turned(raw[1], symmetry), radiometry.turned(raw[2][None], symmetry)
+        if self._transform is None:
+            sar = radiometry.turned(sar, symmetry)
+        size = valid.shape[1:]
+        if self.crop > min(size):
+            raise ConfigError(f"crop {self.crop} is larger than the patches of {size[0]} x {size[1]} pixels")
+        rest, top = divmod(rest, size[0] - self.crop + 1)
+        left = rest % (size[1] - self.crop + 1)
+        slots.cuts[j] = cut = _Cut(used, symmetry, slice(top, top + self.crop), slice(left, left + self.crop))
+        if self._late:
+            slots.put(j, sar, eo, valid)
+        elif self._transform is None and size == (self.crop, self.crop):
+            # scaled right where it is delivered: memory is passed over once less
+            source, target, mask = slots.take(
+                j, np.empty((3, *size), np.float32), np.empty(eo.shape, np.float32), valid
+            )
+            radiometry.scale_counts(sar, self._scaling, source)
+            radiometry.scale_eo(eo, valid[0], self._scaling, target)
+            mask[:] = valid
+        else:
+            image = torch.from_numpy(radiometry.scale_counts(sar, self._scaling))
+            if self._transform is not None:
+                image = cut.turned(self._transformed(self._transform, used, image))
+            target = radiometry.scale_eo(eo, valid[0], self._scaling)
+            slots.put(j, cut.of(image.numpy()), cut.of(target), cut.of(valid))
+        return unread, used
+
+    def _finished(self, slots: _Slots) -> Batch:
+        if not self._late:
+            source, target, valid = slots.tensors
+            return source, target, valid
+        sar, eo, valid = (part.to(self._device, non_blocking=True) for part in slots.tensors)
+        images: Sequence[Tensor] = list(batched.scale_sar(sar, self._scaling))
+        if self._transform is not None:
+            images = [
+                cut.turned(self._transformed(self._transform, cut.sample, image))
+                for cut, image in zip(slots.cuts, images, strict=True)
+            ]
+        target = batched.scale_eo(eo, valid[:, 0], self._scaling)
         source, target, valid = (
-            _turned(a[:, top : top + self.crop, left : left + self.crop], turns, mirror) for a in arrays
+            torch.stack([cut.of(image) for cut, image in zip(slots.cuts, part, strict=True)])
+            for part in (images, target, valid)
         )
         return source, target, valid
 
-    def _patch(self, index: int) -> Batch:
-        """Prepared full patch: source (C, H, W), target (C', H, W), valid (1, H, W)."""
+    def _transformed(self, transform: Transform, sample: int, source: Tensor) -> Tensor:
+        """The transform of a sample's full patch, from memory where it is kept."""
+        if (kept := self._kept.get(sample)) is not None:
+            return kept.to(self._device)
         with self._lock:
-            found = self._cache.get(index)
-            if found is not None:
-                self._cache.move_to_end(index)
-                return found
-            sar, eo, valid = self._read(index)
-            source = torch.from_numpy(radiometry.scale_sar(radiometry.decode_db(sar), self._scaling))
-            if self._transform is not None:
-                source = self._transform(source)
-            target = torch.from_numpy(radiometry.scale_eo(eo, valid, self._scaling))
-            patch = source, target, torch.from_numpy(np.ascontiguousarray(valid, dtype=bool))[None]
-            size = sum(part.nbytes for part in patch)
-            if size <= self._room:
-                self._cache[index] = patch
-                while sum(part.nbytes for kept in self._cache.values() for part in kept) > self._room:
-                    self._cache.popitem(last=False)
-            return patch
+            image = transform(source)
+            if sample not in self._kept and image.nbytes <= self._room:
+                self._room -= image.nbytes  # never given back: an epoch meets all once, so the first kept serve best
+                self._kept[sample] = image.cpu()
+        return image
+
+    def _found(self, epoch: int, sample: int) -> tuple[_Unread, int, Raw | None]:
+        """The sample's pixels, or those of the first of its substitutes that can be read; and what could not."""
+        unread: _Unread = []
+        for candidate in self._candidates(epoch, sample):
+            try:
+                return unread, candidate, self._read(candidate)
+            except (Corrupt, NotFound) as e:
+                unread.append((candidate, e))
+                if len(unread) > self._max_corrupt:
+                    break
+        return unread, sample, None
+
+    def _candidates(self, epoch: int, sample: int) -> Iterator[int]:
+        yield sample
+        apart = self._samples // self._per_object != sample // self._per_object
+        others = self._samples[apart if apart.any() else self._samples != sample]
+        yield from np.random.default_rng([self.seed, epoch, sample, 1]).permutation(others).tolist()
+
+    def _report(self, unread: _Unread, used: int | None) -> None:
+        """Count what could not be read, in the order of delivery, so that a run stops at the same step every time."""
+        for sample, error in unread:
+            if sample not in self.replaced:
+                self.replaced[sample] = str(error)
+                instead = "no other can be read" if used is None else f"sample {used} takes its place"
+                print(f"warning: sample {sample} cannot be read ({error}); {instead}", file=sys.stderr)
+        if unread and (used is None or len(self.replaced) > self._max_corrupt):
+            first = "; ".join(f"sample {s}: {reason}" for s, reason in list(self.replaced.items())[:3])
+            raise Corrupt(
+                unread[-1][1].uri,
+                f"{len(self.replaced)} training samples cannot be read, train.max_corrupt allows {self._max_corrupt}; "
+                f"run `jobs/shard.py --audit`, which names what is broken and makes it again ({first})",
+            )
 
 
-def _turned(image: Tensor, turns: int, mirror: bool) -> Tensor:
-    """One of the eight symmetries of the square."""
-    image = torch.rot90(image, turns, (1, 2))
-    return (image.flip(2) if mirror else image).contiguous()
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What of a sample's patch is trained on, and in which of the eight symmetries of the square."""
+
+    sample: int
+    symmetry: int
+    rows: slice
+    columns: slice
+
+    def of(self, turned: A) -> A:
+        return turned[:, self.rows, self.columns]
+
+    def turned(self, image: Tensor) -> Tensor:
+        """`radiometry.turned`, in torch."""
+        image = image.transpose(1, 2) if self.symmetry & 1 else image
+        return image.flip([axis for axis, bit in ((1, 2), (2, 4)) if self.symmetry & bit])
+
+
+class _Slots:
+    """A batch in the making: each sample is written to its own place, by whichever thread makes it."""
+
+    def __init__(self, size: int, pin: bool) -> None:
+        self.cuts = [_Cut(0, 0, slice(0), slice(0))] * size
+        self.tensors: list[Tensor] = []
+        self._pin, self._lock = pin, threading.Lock()
+
+    def take(self, j: int, *like: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Slot j of arrays like these. Memory is taken by the first: a batch that is only planned takes none."""
+        with self._lock:
+            if not self.tensors:
+                shapes = [((len(self.cuts), *a.shape), torch.from_numpy(np.empty(0, a.dtype)).dtype) for a in like]
+                self.tensors = [torch.empty(shape, dtype=dtype, pin_memory=self._pin) for shape, dtype in shapes]
+        return [part[j].numpy() for part in self.tensors]
+
+    def put(self, j: int, *parts: npt.NDArray[Any]) -> None:
+        for place, part in zip(self.take(j, *parts), parts, strict=True):
+            place[:] = part
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.tensors)

@@ -56,7 +56,7 @@ def test_point_distance_against_a_distance_a_image(versus: Any) -> None:
 
 def test_shard_write_against_zarr_python(versus: Any, tmp_path: Path) -> None:
     """One SAR shard of 64 samples (17 MB); the physical limit is a plain write and fsync of the same bytes."""
-    spec = pair_arrays(64, 64, 3)[0]
+    spec = pair_arrays(64, 64)[0]
     data = (RNG.normal(-1200, 300, spec.shape)).astype(np.int16)
     shards.write_template(str(tmp_path), "ours", (spec,), {})
     peer = zarr.create_array(

@@ -8,6 +8,7 @@ from pathlib import Path
 import fake_run
 import numpy as np
 import pytest
+import yaml
 from dom import Node, safe
 
 from sar2eo_dist import storage
@@ -95,6 +96,43 @@ def test_pairs(page: Node) -> None:
     assert legend == {s: f"{s} {n}" for s, n in fake_run.PAIRS.items()}
     same = sum(p.days == 0 for p in fake_run.pairs())
     assert f"{same} of the same day" in pairs.text
+
+
+def test_yield_against_tolerance(page: Node) -> None:
+    part = page.one(id="yield")
+    within = {r["days"]: r for r in fake_run.yields()}
+    assert part.one("figcaption").text.replace("\xa0", " ") == (
+        "Within 30 days (pairing.max_days), 46 of 46 kept optical images (100 %) have radar of their place; "
+        "15 days would reach 46; 60 days would reach 46."
+    )
+    assert "within 30 days" in part.one("svg").text.replace("\xa0", " ")
+    rows = {int(r.attrs["data-days"]): [c.text for c in r.all("td")] for r in part.all("tr") if "data-days" in r.attrs}
+    assert list(rows) == [0, 1, 3, 7, 14, 30, 60]
+    for d, (days, reached, _, pairs) in rows.items():
+        assert (int(days), int(reached), int(pairs)) == (d, within[d]["eo_images"], within[d]["combinations"])
+    assert rows[7][2].replace("\xa0", " ") == f"{100 * within[7]['eo_images'] / 46:.0f} %"
+
+
+@pytest.mark.parametrize(
+    ("pairing", "reading"),
+    [
+        ({"max_days": 3}, "Within 3 days (pairing.max_days), 17 optical images have radar of their place; "
+                          "1 day would reach 8; 6 days would reach 29."),
+        ({"max_days": 30, "mode": "released"}, "Within 6 days (pairing.mode=released), 29 optical images have radar "
+                                               "of their place; 3 days would reach 17; 12 days would reach 46."),
+        ({"max_days": 0}, "Within 0 days (pairing.max_days), 4 optical images have radar of their place."),
+        ({"max_days": 400}, "Within 60 days, 46 optical images have radar of their place."),
+        ({"max_days": "many"}, "Within 60 days, 46 optical images have radar of their place."),
+    ],
+)  # fmt: skip
+def test_the_yield_is_read_at_the_limit_of_the_run(
+    some: Callable[..., Path], pairing: dict[str, object], reading: str
+) -> None:
+    folder = some("collect/yield.parquet")  # without verdicts nobody knows how many were kept
+    (folder / "config.yaml").write_text(yaml.safe_dump({"pairing": pairing}))
+    part = safe(report.build(str(folder))).one(id="yield")
+    assert part.one("figcaption").text.replace("\xa0", " ") == reading
+    assert "Share" not in part.text
 
 
 def test_loss_curves(page: Node) -> None:

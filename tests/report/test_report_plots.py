@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sar2eo_dist.report import plots
+from sar2eo_dist.report.facts import Tolerance, Within
 
 VARIABLES = {"currentColor", "none", *(c for c in plots._CSS.values())}
 
@@ -69,6 +70,25 @@ def test_day_bars_stack_the_splits() -> None:
     assert {"-3", "0"} <= {w.replace("\N{MINUS SIGN}", "-") for w in words(root)}
     assert bars(root, "var(--s-train)") == 6  # one for each day from -3 to 2
     checked(plots.day_bars({"val": Counter({0: 1})}))
+
+
+def tolerance(images: list[int], total: int | None, limit: int | None) -> Tolerance:
+    rows = tuple(Within(d, n, n) for d, n in enumerate(images))
+    return Tolerance(rows, rows, total, limit, "")
+
+
+def test_yield_curve_marks_the_limit_and_its_count() -> None:
+    texts = words(checked(plots.yield_curve(tolerance([5, 1200, 1500, 2000, 2000], 4000, 2))))
+    assert {"1,500", "within 2\N{NO-BREAK SPACE}days", "0 %", "50 %", "100 %", "2,000", "4,000"} <= set(texts)
+    texts = words(checked(plots.yield_curve(tolerance([5, 1200, 1500, 2000, 2000], None, None))))
+    assert not any("%" in t or "within" in t for t in texts)
+
+
+@pytest.mark.parametrize("images", [[0], [7], [0, 0, 0], [0, 1], [3] * 91])
+@pytest.mark.parametrize("total", [None, 7, 10**9])
+def test_degenerate_yields(images: list[int], total: int | None) -> None:
+    for limit in (None, 0, len(images) - 1):
+        checked(plots.yield_curve(tolerance(images, total, limit)))
 
 
 def test_loss_curve_has_gaps_and_scales() -> None:

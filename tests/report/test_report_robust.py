@@ -57,6 +57,7 @@ BROKEN: dict[str, bytes] = {
     "collect/verdicts.parquet": b"PAR1torn",
     "collect/rejected.parquet": b"",
     "collect/pairs.parquet": fake_run.table([{"days": "many", "split": "val"}]),
+    "collect/yield.parquet": fake_run.table([{"days": "0", "eo_images": None, "combinations": 1}]),
     "collect/calibration.json": b'{"threshold": 3}',
     "evaluate/metrics.parquet": fake_run.table([{"split": "val", "method": None}]),
     "evaluate/samples.json": b'[{"images": 3}]',
@@ -79,6 +80,19 @@ def test_broken_parts_are_named(some: Callable[..., Path]) -> None:
     assert "1 unreadable line left out" in root.one("section", id="training").text
 
 
+def test_a_run_without_a_yield_curve_has_no_section_of_it(some: Callable[..., Path]) -> None:
+    folder = some("collect/yield.parquet", "collect/pairs.parquet")
+    assert safe(report.build(str(folder))).one(id="yield")
+    (folder / "collect/yield.parquet").write_bytes(fake_run.table(fake_run.yields(), 0))
+    root = safe(report.build(str(folder)))
+    assert not root.all(id="yield")
+    (folder / "collect/yield.parquet").unlink()
+    root = safe(report.build(str(folder)))
+    assert not root.all(id="yield")
+    assert "Yield" not in root.text
+    assert not root.all("p", class_="trouble")
+
+
 WORDS = dict.fromkeys(("sar_key", "eo_key", "split", "method", "mae", "rmse", "psnr", "ssim"), "x")
 
 
@@ -88,6 +102,8 @@ WORDS = dict.fromkeys(("sar_key", "eo_key", "split", "method", "mae", "rmse", "p
         ("collect/calibration.json", b'{"score_name": "x", "rule": "range", "beta": "b", "low": 0, "high": 1, '
                                      b'"threshold": NaN, "count": 3, "reference": ""}'),
         ("evaluate/metrics.parquet", fake_run.table([WORDS])),
+        ("collect/yield.parquet", fake_run.table([{"days": d, "eo_images": -d, "combinations": 0} for d in (900, -3)])),
+        ("collect/yield.parquet", fake_run.table([{"days": 30, "eo_images": 2**62, "combinations": 2**62}])),
         ("translate/summary.json", b'{"outputs": {"mosaic": "m", "patches": "p", "quicklook": "/etc/passwd"}}'),
         ("translate/summary.json", b'{"outputs": {"quicklook": "../../secret.png"}, "seconds": Infinity}'),
         ("train/translate/history.jsonl", b'null\n[]\n{"step": null}\n{"step": 1e999, "l": 1}\n{"step": 5, "l": NaN}'),

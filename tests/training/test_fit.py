@@ -36,7 +36,7 @@ def fresh(name, junk=0):
     seed(5, -1)
     t = models.translator(name)
     trainer = t.Trainer(t.build(TINY[name], 3, 3), TINY[name], 1e-3, STEPS)
-    return trainer, Loader(read, 5, 2, 16, FIXED, seed=5)
+    return trainer, Loader(read, range(5), 2, 2, 16, FIXED, 5)
 
 
 def flat(tree, name=""):
@@ -87,7 +87,7 @@ def test_logged_losses_are_means_since_the_last_log():
             return {"x": float(index), "r": float(torch.rand(()))}
 
     logs, ends = {}, []
-    loader = Loader(read, 5, 2, 16, FIXED, seed=5)
+    loader = Loader(read, range(5), 2, 2, 16, FIXED, 5)
     fit(Counting(), loader, 0, 7, 3, logs.__setitem__, 5, ends.append)
     assert {k: v["x"] for k, v in logs.items()} == {3: 1.0, 6: 4.0, 7: 6.0}
     assert ends == [5, 7]

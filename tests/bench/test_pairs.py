@@ -1,0 +1,166 @@
+"""Reading and writing pairs beside zarr-python, webdataset and numpy.memmap, on the real patches of the samples.
+
+One process, one thread, the same bytes in the page cache for everybody; so it is decoding and overhead that count.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+import zarr
+
+from sar2eo_dist import shards, sources, storage
+from sar2eo_dist.radiometry import encode_db
+from sar2eo_dist.reader import PairReader, ranks
+from sar2eo_dist.records import Pair, schema
+from sar2eo_dist.training.loader import order
+
+COUNT = 448  # one object of the default size
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Iterator[None]:
+    """Everybody on one core: zarr-python spreads its codecs over threads."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def rate(call: Any, count: int, repeat: int = 3) -> float:
+    """Best of some runs, items a second."""
+    best = float("inf")
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - begin)
+    return count / best
+
+
+@pytest.fixture(scope="module")
+def pixels(samples: Path) -> list[np.ndarray]:
+    """COUNT pairs: the 4 SAR and 8 EO patches of the challenge's sample, each in its eight symmetries, mixed."""
+    root, rng = samples / "tier_a" / "multiearth2023", np.random.default_rng(0)
+    tiles = [sources.list_tiles("multiearth_tiff", str(root / f"sent{s}"), f"s{s}")[0] for s in (1, 2)]
+    sar = [encode_db(sources.read_sar(r)) for r in tiles[0]]
+    eo = [sources.read_eo(r).bands for r in tiles[1]]
+
+    def mixed(images: list[np.ndarray]) -> np.ndarray:
+        turned = [np.rot90(images[rng.integers(len(images))], rng.integers(4), (1, 2)) for _ in range(COUNT)]
+        return np.stack([t[:, :, ::-1] if rng.integers(2) else t for t in turned])
+
+    pairs = [mixed(sar), mixed(eo)]
+    return [*pairs, (pairs[1] > 0).all(axis=1).astype(np.uint8)]
+
+
+@pytest.fixture(scope="module")
+def store(pixels: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = str(tmp_path_factory.mktemp("pairs"))
+    arrays = shards.pair_arrays(COUNT, COUNT)
+    shards.write_template(root, "p", arrays, {"store": "x"})
+    sizes = [shards.write_shard(root, "p", a, (0,) * d.ndim, d).size for a, d in zip(arrays, pixels, strict=True)]
+    print(
+        f"\nobjects of {COUNT} pairs: "
+        + ", ".join(f"{a.name} {n / 1e6:.1f} MB" for a, n in zip(arrays, sizes, strict=True))
+    )
+    return storage.join(root, "p")
+
+
+def test_reads(store: str, pixels: list[np.ndarray], tmp_path: Path) -> None:
+    places = np.random.default_rng(1).permutation(COUNT).tolist()
+    read = PairReader(store)
+    group = zarr.open_group(store, mode="r")
+    arrays = [group[n] for n in ("sar", "eo", "valid")]
+    for n, d in zip(("sar", "eo", "valid"), pixels, strict=True):
+        d.tofile(tmp_path / n)
+    maps = [
+        np.memmap(tmp_path / n, d.dtype, "r", shape=d.shape)
+        for n, d in zip(("sar", "eo", "valid"), pixels, strict=True)
+    ]
+    with webdataset.TarWriter(str(tmp_path / "p.tar")) as tar:
+        for i in range(COUNT):
+            tar.write(
+                {"__key__": f"{i:06d}"}
+                | {f"{n}.npy": d[i] for n, d in zip(("sar", "eo", "valid"), pixels, strict=True)}
+            )
+
+    def through_tar() -> None:
+        dataset = webdataset.WebDataset(str(tmp_path / "p.tar"), shardshuffle=False, empty_check=False)
+        count = sum(1 for _ in dataset.decode().to_tuple("sar.npy", "eo.npy", "valid.npy"))
+        assert count == COUNT
+
+    ours = rate(lambda: [read(i) for i in places], COUNT)
+    runs = rate(lambda: [read.run(i, i + 32) for i in range(0, COUNT, 32)], COUNT)
+    peer = rate(lambda: [[a[i] for a in arrays] for i in places[:100]], 100)
+    tar = rate(through_tar, COUNT)
+    limit = rate(lambda: [[np.array(m[i]) for m in maps] for i in places], COUNT)
+    print(f"\nrandom reads: {ours:,.0f} samples/s/core; zarr-python {peer:,.0f} ({ours / peer:.1f} times as fast); "
+          f"memmap copy {limit:,.0f} ({ours / limit:.2f} of it)")  # fmt: skip
+    print(f"runs of 32: {runs:,.0f} samples/s/core; webdataset tar of .npy, sequential: {tar:,.0f} "
+          f"(random reads {ours / tar:.2f}, runs {runs / tar:.2f} times as fast)")  # fmt: skip
+
+
+def test_writes(pixels: list[np.ndarray], tmp_path: Path) -> None:
+    arrays = shards.pair_arrays(COUNT, COUNT)
+    size = sum(d.nbytes for d in pixels) / 1e6
+
+    def ours(root: str) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        shards.write_template(root, "p", arrays, {})
+        for spec, data in zip(arrays, pixels, strict=True):
+            shards.write_shard(root, "p", spec, (0,) * data.ndim, data)
+
+    def peer(root: str, default: bool) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        zarr.open_group(root, mode="w")
+        for spec, data in zip(arrays, pixels, strict=True):
+            codec = zarr.create_array(root, name=spec.name, shape=spec.shape, shards=spec.shard, chunks=spec.chunk,
+                                      dtype=spec.dtype) if default else spec.create(root)  # fmt: skip
+            codec[:] = data
+
+    a = rate(lambda: ours(str(tmp_path / "a")), 1) * size
+    b = rate(lambda: peer(str(tmp_path / "b"), default=False), 1) * size
+    c = rate(lambda: peer(str(tmp_path / "c"), default=True), 1) * size
+    data = [p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    plain = rate(lambda: storage.put(str(tmp_path / "raw"), b"".join(data)), 1) * size
+    print(f"\nwrites, one core, with sha256 and fsync: {a:,.0f} MB/s of pixels; zarr-python (neither), same codec: {b:,.0f} "
+          f"({a / b:.2f} times as fast), its default codec: {c:,.0f} ({a / c:.2f}); write and fsync of the bytes alone: "
+          f"{plain:,.0f} ({a / plain:.2f} of it)")  # fmt: skip
+
+
+def test_an_index_of_a_million_rows(tmp_path: Path) -> None:
+    """Open a store of 1,000,000 pairs and plan an epoch of its training fold, in a process that has not read it before."""
+    count = 1_000_000
+    arrays = shards.pair_arrays(count, COUNT)
+    shards.write_template(str(tmp_path), "p", arrays, {"store": "x"})
+    rng = np.random.default_rng(0)
+    names = np.char.add("s2/-05520-0439/", rng.integers(0, 10**6, count).astype(str))
+    columns: dict[str, Any] = {
+        f.name: pa.array(names if pa.types.is_string(f.type) else np.zeros(count), f.type, safe=False)
+        if not pa.types.is_date(f.type) else pa.array(np.zeros(count, np.int32), f.type)
+        for f in schema(Pair)
+    }  # fmt: skip
+    columns["split"] = pa.array(np.repeat(["train", "val"], [900_000, 100_000]))
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns).replace_schema_metadata({"store": "x"}), sink, compression="zstd")
+    storage.put(str(tmp_path / "p" / "index.parquet"), sink.getvalue())
+    for _ in range(3):
+        begin = time.perf_counter()
+        found = ranks(str(tmp_path / "p"), "train")
+        opened = time.perf_counter() - begin
+        planned = order(0, 0, found, COUNT, 8)
+        total = time.perf_counter() - begin
+    assert len(planned) == 900_000
+    print(f"\nindex of 1,000,000 rows ({len(sink.getvalue()) / 1e6:.0f} MB): opened in {opened:.2f} s, "
+          f"an epoch planned in {total - opened:.2f} s more")  # fmt: skip
