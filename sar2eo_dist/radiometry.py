@@ -8,6 +8,7 @@ that neighbouring windows of a mosaic get the same radiometry. Nodata is NaN in 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 import cv2
@@ -65,8 +66,7 @@ def encode_db(db: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
 
 def decode_db(counts: npt.NDArray[np.int16]) -> F32:
     """The inverse of `encode_db`: float32 dB, NaN where nodata."""
-    db = counts.astype(np.float32)
-    db /= np.float32(1 / DB_STEP)
+    db = counts.astype(np.float32) / np.float32(1 / DB_STEP)
     np.copyto(db, np.float32(np.nan), where=counts == DB_NODATA)
     return db
 
@@ -133,8 +133,7 @@ def channels(db: F32, third: str) -> F32:
 
 
 def _with_third(x: F32, third: str) -> F32:
-    """`channels` of the dB in x[:2], in place; NaN in one of them makes the third NaN, but not the other."""
-    vv, vh = x[0], x[1]
+    vv, vh = x[0], x[1]  # NaN in one of them makes the third NaN, but not the other
     if third == "difference_db":
         np.subtract(vv, vh, out=x[2])
     elif third == "mean_db":
@@ -192,10 +191,9 @@ def scale_counts(counts: npt.NDArray[np.int16], scaling: ScalingLike, out: F32 |
     x = np.empty((3, *counts.shape[1:]), np.float32) if out is None else out
     whole = counts.dtype == np.int16 and counts.ndim == 3 and len(counts) == 2 and counts.min(initial=0) > DB_NODATA
     if whole and counts.size and scaling.median in (0, 3, 5):
-        blurred = np.empty_like(counts) if scaling.median else counts
-        for band, place in zip(counts, blurred, strict=True) if scaling.median else ():
-            cv2.medianBlur(band, scaling.median, dst=place)
-        np.divide(blurred, np.float32(1 / DB_STEP), out=x[:2])
+        for band, db in zip(counts, x, strict=False):
+            db[:] = cv2.medianBlur(band, scaling.median) if scaling.median else band
+        x[:2] /= np.float32(1 / DB_STEP)
         _scale(x, scaling)
     else:
         x[:] = scale_sar(decode_db(counts), scaling)
@@ -210,25 +208,34 @@ def _scale(x: F32, scaling: ScalingLike) -> None:
         x[:] = channels(x[:2], scaling.third)
         for band in x if scaling.sar == "tanh" else ():
             band[:] = _robust_tanh(band)
-        _to_unit(x, *_ends(x))
+        _to_unit(x, *_factors(*_ends(x)))
     else:
         raise ConfigError(f"unknown scaling.sar {scaling.sar!r}: minmax, tanh, tanh_fixed or fixed")
 
 
 def _scale_by_constants(x: F32, third: str, tanh: bool) -> None:
-    # all bands in one call each: threads that scale side by side stand in line for the interpreter at every call
-    low, high = np.array([RANGES[name] for name in ("VV", "VH", third)]).T[..., None, None]
     if third == "ratio_stretched":
-        vv, vh = _to_unit(x[:2].copy(), low[:2], high[:2]) + np.float32(1)  # the factor to 0..255 cancels
-        x[2] = _ratio(vv, vh)
+        unit = _to_unit(x[:2].copy(), *_between(RANGES["VV"], RANGES["VH"]))
+        x[2] = _ratio(*(unit + np.float32(1)))  # the factor to 0..255 cancels
     else:
         _with_third(x, third)
+    ends = RANGES["VV"], RANGES["VH"], RANGES[third]
     if tanh:
-        x -= ((low + high) / 2).astype(np.float32)
-        x /= ((high - low) / 4).astype(np.float32)
+        x -= np.array([(low + high) / 2 for low, high in ends], np.float32)[:, None, None]
+        x /= np.array([(high - low) / 4 for low, high in ends], np.float32)[:, None, None]
         np.tanh(x, out=x)
     else:
-        _to_unit(x, low, high)
+        _to_unit(x, *_between(*ends))
+
+
+@functools.cache
+def _between(*ends: tuple[float, float]) -> tuple[F32, F32]:
+    return _factors(*np.array(ends).T[..., None, None])
+
+
+def _factors(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> tuple[F32, F32]:
+    span = (high - low).astype(np.float32)
+    return low.astype(np.float32), np.divide(np.float32(2), span, out=np.zeros_like(span), where=span > 0)
 
 
 def _robust_tanh(band: F32) -> F32:
@@ -240,11 +247,12 @@ def _robust_tanh(band: F32) -> F32:
     return np.tanh((band - centre) / np.float32(spread)) if spread > 0 else band
 
 
-def _to_unit(x: F32, low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> F32:
-    """[low, high] of each band to [-1, 1] in place, clipped, NaN kept; low == high: all -1, if all are low."""
-    span = (high - low).astype(np.float32)
-    x -= low.astype(np.float32)
-    x *= np.divide(np.float32(2), span, out=np.zeros_like(span), where=span > 0)
+def _to_unit(x: F32, low: F32, factor: F32) -> F32:
+    """Each band from its range to [-1, 1] in place, clipped, NaN kept; low == high: all -1."""
+    # all bands in one call: threads that scale side by side stand in line for the interpreter after each call
+    if low.any():
+        x -= low
+    x *= factor
     x -= np.float32(1)
     return np.clip(x, -1, 1, out=x)
 
@@ -263,8 +271,7 @@ def scale_eo(dn: npt.NDArray[np.uint16], valid: Mask, scaling: ScalingLike, out:
     x[:] = dn
     if scaling.eo == "minmax":
         np.copyto(x, np.float32(np.nan), where=~valid)
-    low, high = np.array(DN_RANGE)[:, None, None, None] if scaling.eo == "fixed" else _ends(x)
-    _to_unit(x, low, high)
+    _to_unit(x, *(_between(DN_RANGE) if scaling.eo == "fixed" else _factors(*_ends(x))))
     if not valid.all():
         np.copyto(x, np.float32(0), where=~valid)
     return x
@@ -283,18 +290,13 @@ def unscale_eo(x: npt.NDArray[np.floating], scaling: ScalingLike) -> F32:
 
 
 def turned(image: npt.NDArray[Any], symmetry: int) -> npt.NDArray[Any]:
-    """One of the eight symmetries of the square, 0..7, of a (C, H, W) image (bool, uint8, int16, uint16 or float32).
-
-    Bit 0: rows and columns exchanged; then bit 1: rows reversed, bit 2: columns reversed. 0 gives the image itself.
-    """
+    """A symmetry of the square, 0..7, of (C, H, W): bit 0 exchanges rows and columns, then 1 reverses rows, 2 columns."""
     turned = image.view(np.uint8 if image.dtype == bool else image.dtype)
     if symmetry & 1:  # by cv2: several times as fast as a numpy view and its copy
-        bands, turned = turned, np.empty_like(turned.swapaxes(1, 2), order="C")
-        for band, place in zip(bands, turned, strict=True):
-            cv2.transpose(band, dst=place)
-    if symmetry & 4:  # with bit 2 the rows of a band are joined: both are reversed at once
-        flat = turned.reshape(len(turned) if symmetry & 2 else -1, turned[0].size if symmetry & 2 else turned.shape[2])
-        turned = cv2.flip(flat, 1).reshape(turned.shape)
+        turned = np.stack([cv2.transpose(band) for band in turned])
+    if symmetry & 4:  # with bit 1 the rows of a band are joined: both are reversed at once
+        rows = len(turned) if symmetry & 2 else turned[..., 0].size
+        turned = cv2.flip(turned.reshape(rows, -1), 1).reshape(turned.shape)
     elif symmetry & 2:
         turned = turned[:, ::-1].copy()
     return turned.view(image.dtype)

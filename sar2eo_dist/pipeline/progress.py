@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
+import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -56,3 +58,55 @@ class Meter:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         if self.bar:
             self.bar.stop()
+
+
+@ray.remote
+class Board:
+    """Where training workers post what the driver shows: rank 0 its last step, each the samples that it replaced."""
+
+    def __init__(self) -> None:
+        self.last = (0, "")
+        self.replaced: dict[int, str] = {}
+
+    def post(self, step: int, note: str) -> None:
+        self.last = (step, note)
+
+    def tell(self, replaced: dict[int, str]) -> None:
+        self.replaced |= replaced
+
+    def read(self) -> tuple[int, str, dict[int, str]]:
+        return *self.last, self.replaced
+
+
+class Watch:
+    """Shows the board while the driver waits for a training to end; each replaced sample is named once, on stderr."""
+
+    def __init__(self, board: Any, label: str, steps: int) -> None:
+        self.board, self.meter, self.stop = board, Meter(label, steps, "steps"), threading.Event()
+        self.thread = threading.Thread(target=self._poll, daemon=True)
+        self.named: set[int] = set()
+
+    def _poll(self) -> None:
+        while not self.stop.wait(1.0):
+            self._show()
+
+    def _show(self) -> None:
+        step, note, replaced = ray.get(self.board.read.remote())
+        for sample in sorted(replaced.keys() - self.named):
+            print(
+                f"{self.meter.label}: sample {sample} is replaced, it cannot be read: {replaced[sample]}",
+                file=sys.stderr,
+            )
+            self.named.add(sample)
+        self.meter.advance(step - self.meter.count, note)
+
+    def __enter__(self) -> None:
+        self.meter.__enter__()
+        self.thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop.set()
+        self.thread.join(timeout=10)
+        self._show()
+        self.meter.__exit__(None, None, None)
+        ray.kill(self.board)

@@ -21,13 +21,14 @@ import ray.exceptions
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import Sar2EoError, TooManyFailures
+from sar2eo_dist.errors import Sar2EoError, TooManyFailures, Unavailable
 from sar2eo_dist.ledger import Entry, Fault, Ledger, outputs_digest, require
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.records import Unit
 from sar2eo_dist.report.text import human_bytes, human_seconds
 
 SHOWN = 20  # faults named on the terminal
+OUTAGE_S = 300.0  # a store that has answered no unit for so long is down: the run stops, to be resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def now() -> str:
 def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], execute: Execute, noun: str) -> Summary:
     """Run what the ledger does not have, retry what fails, quarantine what keeps failing.
 
-    Raises TooManyFailures where more than `run.tolerance` of the plan is quarantined.
+    Raises TooManyFailures where more than `run.tolerance` of the plan is quarantined, Unavailable where the store is down.
     """
     ledger, started, clock = Ledger(cfg.run.out), now(), time.monotonic()
     planned = list(units)[: opts.limit] if opts.limit else list(units)
@@ -119,7 +120,7 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
         storage.sweep(cfg.run.out)
     attempts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
-    crashed = False
+    crashed, answered = False, time.monotonic()
     with Meter(stage, len(todo), noun) as meter:
         while todo:
             for unit in todo:
@@ -127,8 +128,13 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
             for group in [[u] for u in todo] if crashed else [todo]:  # after a crash, no unit shares another's fate
                 try:
                     for result in execute(group, max(attempts[u.id] for u in group)):
+                        if not isinstance(result, Failure) or not result.reason.startswith(Unavailable.__name__):
+                            answered = time.monotonic()
                         if isinstance(result, Failure):
                             reasons[result.unit_id] = result.reason
+                            if time.monotonic() - answered > OUTAGE_S:
+                                text = f"no unit was answered for {human_seconds(OUTAGE_S)}; when the store is back, resume"
+                                raise Unavailable(cfg.run.out, f"{text} with the same command. {result.reason}")
                         else:
                             ledger.commit(result)
                             reasons.pop(result.unit.id, None)

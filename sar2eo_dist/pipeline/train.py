@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -32,7 +31,7 @@ from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.actors import exact
-from sar2eo_dist.pipeline.progress import Meter
+from sar2eo_dist.pipeline.progress import Board, Watch
 from sar2eo_dist.pipeline.shard import present
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
 from sar2eo_dist.reader import PairReader, ranks
@@ -119,7 +118,10 @@ def train(cfg: Config, opts: Options) -> Summary:
             storage.put(history, storage.read_bytes(storage.join(root, outputs[role], "history.jsonl")))
         else:
             storage.delete(history)
-    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts={"training pairs": len(samples)}))
+    counts = {"training pairs": len(samples)} | {
+        k: n for k, n in summary.counts.items() if n and k.endswith("replaced")
+    }
+    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
 
 
 def folder(root: str, unit_id: str) -> str:
@@ -152,7 +154,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
         has = f"{gpus:g} GPUs" if gpus >= 1 else f"{cpus:g} CPUs"
         raise ConfigError(f"resources.workers {workers}: the cluster has {has}, the job would wait for ever")
     again = cfg.run.max_attempts - 1
-    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    board = Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
     fs, path = storage.filesystem(storage.join(root, STAGE, "checkpoints"))
     trainer = TorchTrainer(
         _loop,
@@ -170,7 +172,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, sharded: dict[str, Any]
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _Watch(board, f"train {job.role}", job.stage.steps):
+    with Watch(board, f"train {job.role}", job.stage.steps):
         result = trainer.fit()
     with result.checkpoint.as_directory() as local:
         net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS)
@@ -240,6 +242,7 @@ def _loop(config: dict[str, Any]) -> None:
         clock.update(at=time.monotonic(), step=step)
         line = {"step": step, "time": now(), "samples_per_s": round(speed, 2), "replaced": replaced}
         history.append(line | mean)
+        config["board"].tell.remote(dict(loader.replaced))
         if rank == 0:
             note = "  ".join(f"{k} {v:.3f}" for k, v in list(mean.items())[:3])
             note += f"  {replaced} unreadable samples replaced" if replaced else ""
@@ -265,40 +268,3 @@ def _mean_over_ranks(losses: dict[str, float], world: int, device: torch.device)
     )
     torch.distributed.all_reduce(values)
     return {k: float(v) / world for k, v in zip(losses, values, strict=True)}
-
-
-@ray.remote
-class _Board:
-    """Where rank 0 posts its last step, for the driver's progress bar."""
-
-    def __init__(self) -> None:
-        self.last = (0, "")
-
-    def post(self, step: int, note: str) -> None:
-        self.last = (step, note)
-
-    def read(self) -> tuple[int, str]:
-        return self.last
-
-
-class _Watch:
-    """Shows the board's progress while the driver waits in `fit`."""
-
-    def __init__(self, board: Any, label: str, steps: int) -> None:
-        self.board, self.meter, self.stop = board, Meter(label, steps, "steps"), threading.Event()
-        self.thread = threading.Thread(target=self._poll, daemon=True)
-
-    def _poll(self) -> None:
-        while not self.stop.wait(1.0):
-            step, note = ray.get(self.board.read.remote())
-            self.meter.advance(step - self.meter.count, note)
-
-    def __enter__(self) -> None:
-        self.meter.__enter__()
-        self.thread.start()
-
-    def __exit__(self, *error: Any) -> None:
-        self.stop.set()
-        self.thread.join(timeout=10)
-        self.meter.__exit__(None, None, None)
-        ray.kill(self.board)

@@ -50,7 +50,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """One network's loss curves. rate: samples a second, median over the log."""
+    """One network's loss curves. rate: samples a second, median over the log; replaced: samples that did not read."""
 
     role: str
     network: str
@@ -58,6 +58,7 @@ class Training:
     seconds: float | None
     rate: float | None
     curves: tuple[Curve, ...]
+    replaced: int
 
 
 def build(run: str) -> bytes:
@@ -241,5 +242,5 @@ def _training(run: Run, role: str) -> Training | None:
     network = run.setting({"translate": "train.translator", "enhance": "train.enhancer"}[role]) or ""
     return Training(
         role, str(network), lines[-1]["step"], lines[-1].get("seconds"), rates[len(rates) // 2] if rates else None,
-        tuple(curves),
+        tuple(curves), int(max((line.get("replaced", 0) for line in lines), default=0)),
     )  # fmt: skip

@@ -299,15 +299,17 @@ class _Slots:
     def __init__(self, size: int, pin: bool) -> None:
         self.cuts = [_Cut(0, 0, slice(0), slice(0))] * size
         self.tensors: list[Tensor] = []
+        self._arrays: list[npt.NDArray[Any]] = []  # the same memory
         self._pin, self._lock = pin, threading.Lock()
 
     def take(self, j: int, *like: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """Slot j of arrays like these. Memory is taken by the first: a batch that is only planned takes none."""
         with self._lock:
-            if not self.tensors:
+            if not self._arrays:
                 shapes = [((len(self.cuts), *a.shape), torch.from_numpy(np.empty(0, a.dtype)).dtype) for a in like]
                 self.tensors = [torch.empty(shape, dtype=dtype, pin_memory=self._pin) for shape, dtype in shapes]
-        return [part[j].numpy() for part in self.tensors]
+                self._arrays = [part.numpy() for part in self.tensors]
+        return [part[j] for part in self._arrays]
 
     def put(self, j: int, *parts: npt.NDArray[Any]) -> None:
         for place, part in zip(self.take(j, *parts), parts, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sar2eo_dist import storage
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
 from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.pipeline import units
+from sar2eo_dist.pipeline import stage, units
 from sar2eo_dist.pipeline.job import main, multiearth
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage
 from sar2eo_dist.pipeline.synthesise import with_world
@@ -128,6 +129,59 @@ def test_damaged_outputs_of_finished_units_are_made_again(tmp_path: Path) -> Non
     (tmp_path / "shards" / "k2").write_bytes(b"da")
     assert run(tmp_path, shard) == 0
     assert made == ["k0", "k1", "k2", "k3", "k1", "k2"]
+    assert Ledger(str(tmp_path)).audit(UNITS) == []
+
+
+def test_a_store_that_stays_down_stops_the_run_and_one_that_comes_back_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Failures of the outage alone for longer than OUTAGE_S; every answer, be it a failure of another kind, starts anew."""
+    monkeypatch.setattr(stage, "OUTAGE_S", 0.15)
+    tried: list[str] = []
+
+    def shard(reasons: dict[str, str]):  # type: ignore[no-untyped-def]
+        def verb(cfg: Config, opts: Options) -> Summary:
+            def execute(todo, attempt):  # type: ignore[no-untyped-def]
+                for unit in todo:
+                    tried.append(unit.key)
+                    time.sleep(0.1)
+                    yield Failure(unit.id, reasons[unit.key]) if reasons.get(unit.key) else Entry(unit, (), 0.1)
+
+            return run_stage(cfg, opts, "shard", UNITS, execute, "")
+
+        verb.__name__ = "shard"
+        return verb
+
+    down = "Unavailable: store did not answer: s3://b/x"
+    assert run(tmp_path / "a", shard(dict.fromkeys(("k0", "k1", "k2", "k3"), down))) == 1
+    assert tried == ["k0", "k1"]
+    assert "resume with the same command. Unavailable" in capsys.readouterr().err
+    assert json.loads((tmp_path / "a" / "shard" / "summary.json").read_text())["status"] == "failed"
+    tried.clear()
+    assert run(tmp_path / "b", shard({"k0": down, "k2": "BadInput: torn"}), "--set", "run.tolerance=1") == 0
+    assert tried[:4] == ["k0", "k1", "k2", "k3"]
+
+
+def test_an_audit_share_hashes_so_many_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shard(cfg: Config, opts: Options) -> Summary:
+        def execute(todo, attempt):  # type: ignore[no-untyped-def]
+            for unit in todo:
+                yield Entry(unit, (storage.publish(cfg.run.out, f"shards/{unit.key}", b"data"),), 0.1)
+
+        return run_stage(cfg, opts, "shard", UNITS, execute, "")
+
+    assert run(tmp_path, shard) == 0
+    for unit in UNITS:
+        (tmp_path / "shards" / unit.key).write_bytes(b"Data")  # the same size
+    assert run(tmp_path, shard) == 0  # a plain resume does not look inside
+    capsys.readouterr()
+    assert run(tmp_path, shard, "--audit", "0.5") == 0
+    assert "outputs of 2 of 4 units hashed again, 2 faults" in capsys.readouterr().out
+    assert run(tmp_path, shard, "--audit", "--dry-run") == 1
+    assert "2 audit failure(s)" in capsys.readouterr().err
+    assert run(tmp_path, shard, "--audit", "1.5") == 2
+    assert Ledger(str(tmp_path)).audit(UNITS)
+    assert run(tmp_path, shard, "--audit") == 0
     assert Ledger(str(tmp_path)).audit(UNITS) == []
 
 
