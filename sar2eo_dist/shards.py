@@ -31,7 +31,7 @@ from sar2eo_dist.errors import AlignmentError, NotFound, StorageError
 from sar2eo_dist.records import PATCH, Artifact
 
 NODATA_DB = -32768  # of the int16 SAR array; see radiometry.encode_db
-LEVEL = 5  # of Blosc
+LEVEL = 3  # of Blosc; 5 is half a percent smaller and a quarter slower
 ABSENT = np.uint64(2**64 - 1)  # offset and length of a chunk that was never written
 
 
@@ -123,7 +123,8 @@ class Shard:
         whole = tuple(s // c for s, c in zip(spec.shard, spec.chunk, strict=True))
         self._entries = np.full((*whole, 2), ABSENT, "<u8")
         self._places = itertools.product(*map(range, self._chunks))
-        self._data = bytearray()
+        self._pieces: list[bytes] = []
+        self._size = 0
         self._left = math.prod(self._chunks)
 
     def add(self, chunk: npt.NDArray[Any]) -> None:
@@ -139,20 +140,22 @@ class Shard:
             )
         name, size = self.spec.compressor.encode(), chunk.dtype.itemsize
         packed = blosc.compress(np.ascontiguousarray(chunk), name, LEVEL, blosc.BITSHUFFLE, typesize=size)
-        self._entries[place] = len(self._data), len(packed) + 4
-        self._data += packed
-        self._data += google_crc32c.value(packed).to_bytes(4, "little")
+        self._entries[place] = self._size, len(packed) + 4
+        self._append(packed)
         self._left -= 1
 
-    def finish(self) -> bytearray:
-        """The object. Raises AlignmentError where chunks are missing."""
+    def _append(self, piece: bytes) -> None:
+        self._pieces += piece, google_crc32c.value(piece).to_bytes(4, "little")
+        self._size += len(piece) + 4
+
+    def finish(self) -> list[bytes]:
+        """The object, in pieces. Raises AlignmentError where chunks are missing."""
         if self._left:
             raise AlignmentError(
                 f"{self.spec.name}: shard {self.index} holds {math.prod(self._chunks)} chunks, {self._left} are missing"
             )
-        entries = self._entries.tobytes()
-        self._data += entries + google_crc32c.value(entries).to_bytes(4, "little")
-        return self._data
+        self._append(self._entries.tobytes())
+        return self._pieces
 
     @property
     def path(self) -> str:

@@ -7,7 +7,6 @@ raised at once under their names (errors.NotFound, errors.AccessDenied, errors.U
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import hashlib
@@ -23,6 +22,7 @@ from typing import IO, Any, ParamSpec, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sar2eo_dist import atomic
 from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, StorageFull, Unavailable
 from sar2eo_dist.records import Artifact, digest
 
@@ -205,16 +205,19 @@ def list_files(uri: str) -> list[Info]:
 
 
 @_retried
-def put(uri: str, data: bytes | bytearray) -> None:
-    """Write or replace an object atomically: temporary file, fsync and rename locally, one PUT on an object store."""
+def put(uri: str, data: bytes | Sequence[bytes]) -> None:
+    """Write or replace an object atomically: temporary file, fsync and rename locally, one PUT on an object store.
+
+    data: the bytes, or pieces of them in order.
+    """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        with _temporary(path, data) as temporary:
+        with atomic.temporary(path, _pieces(data)) as temporary:
             os.replace(temporary, path)
-        _sync_folder(path)
+        atomic.sync_folder(path)
     else:
         whole = {"chunksize": 5 << 30} if "s3" in fs.protocol else {}  # s3fs would cut what is above 100 MB into parts
-        fs.pipe_file(path, data if whole else bytes(data), **whole)
+        fs.pipe_file(path, data if isinstance(data, bytes) else b"".join(data), **whole)
 
 
 @_retried
@@ -223,11 +226,11 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         try:
-            with _temporary(path, data) as temporary:
+            with atomic.temporary(path, _pieces(data)) as temporary:
                 os.link(temporary, path)
         except FileExistsError:
             return False
-        _sync_folder(path)
+        atomic.sync_folder(path)
         return True
     try:
         fs.pipe_file(path, data, mode="create")
@@ -243,39 +246,10 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _temporary(path: str, data: bytes | bytearray) -> Iterator[str]:
-    """The data in a durable temporary file beside `path`, gone at the end if it was not renamed."""
-    folder, base = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        yield temporary
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def sweep(uri: str, age_s: float = 3600) -> None:
-    """Remove temporary files that killed writers left below a local folder; those of a live writer are younger."""
-    for folder, _, files in os.walk(local_path(uri)):
-        for file in files:
-            path = os.path.join(folder, file)
-            with contextlib.suppress(FileNotFoundError):
-                if file.startswith(".") and file.endswith(".tmp") and time.time() - os.stat(path).st_mtime > age_s:
-                    os.unlink(path)
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def sweep(uri: str) -> None:
+    """Remove what killed writers left below a local folder; an object store has nothing of the kind."""
+    if path := local_path(uri):
+        atomic.sweep(path)
 
 
 @_retried
@@ -300,14 +274,21 @@ def delete(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def sha256(data: bytes | bytearray) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _pieces(data: bytes | Sequence[bytes]) -> Sequence[bytes]:
+    return [data] if isinstance(data, bytes) else data
 
 
-def publish(root: str, path: str, data: bytes | bytearray) -> Artifact:
+def sha256(data: bytes | Sequence[bytes]) -> str:
+    sha = hashlib.sha256()
+    for piece in _pieces(data):
+        sha.update(piece)
+    return sha.hexdigest()
+
+
+def publish(root: str, path: str, data: bytes | Sequence[bytes]) -> Artifact:
     """`put` below a root, described for the ledger."""
     put(join(root, path), data)
-    return Artifact(path, len(data), sha256(data))
+    return Artifact(path, sum(map(len, _pieces(data))), sha256(data))
 
 
 def chunks(uri: str, size: int = 8 << 20) -> Iterator[bytes]:

@@ -141,6 +141,6 @@ def test_an_object_of_the_largest_size_is_one_put(s3: str, monkeypatch: pytest.M
         return await plain(self, method, *args, **kwargs)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
-    storage.put(f"{s3}/big", bytearray(110 << 20))
+    storage.put(f"{s3}/big", bytes(110 << 20))
     assert calls == ["put_object"]
     assert storage.info(f"{s3}/big").size == 110 << 20

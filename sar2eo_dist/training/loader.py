@@ -26,6 +26,7 @@ from sar2eo_dist import radiometry
 from sar2eo_dist.errors import ConfigError, Corrupt, NotFound
 from sar2eo_dist.radiometry import ScalingLike
 from sar2eo_dist.training import scaling as batched
+from sar2eo_dist.training.slots import Cut, Slots
 
 Raw = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]
 Read = Callable[[int], Raw]
@@ -132,7 +133,7 @@ class Loader:
         batch / world. Raises ConfigError where world does not divide the batch.
         """
         planned = self._planned(step, rank, world)
-        slots = _Slots(len(planned), self._device.type == "cuda")
+        slots = Slots(len(planned), self._device.type == "cuda")
         for j, (epoch, sample) in enumerate(planned):
             self._report(*self._make(slots, j, epoch, sample))
         return self._finished(slots)
@@ -140,22 +141,24 @@ class Loader:
     def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """`at(step, rank, world)` for the steps [start, stop), whose samples `threads` threads make ahead."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
-        waiting: deque[tuple[_Slots, list[Future[tuple[_Unread, int | None]]]]] = deque()
+        waiting: deque[tuple[Slots, list[Future[list[tuple[_Unread, int | None]]]]]] = deque()
         coming, ahead = iter(range(start, stop)), 1
 
         def fill() -> None:
             while len(waiting) < ahead and (step := next(coming, None)) is not None:
                 planned = self._planned(step, rank, world)
-                slots = _Slots(len(planned), self._device.type == "cuda")
-                made = [pool.submit(self._make, slots, j, *what) for j, what in enumerate(planned)]
-                waiting.append((slots, made))
+                slots = Slots(len(planned), self._device.type == "cuda")
+                per = -(-len(planned) // (2 * self._threads))  # each hand-over between threads costs as much as a pass
+                groups = [list(enumerate(planned))[at : at + per] for at in range(0, len(planned), per)]
+                waiting.append((slots, [pool.submit(self._some, slots, group) for group in groups]))
 
         try:
             fill()
             while waiting:
                 slots, made = waiting.popleft()
-                for sample in made:
-                    self._report(*sample.result())
+                for group in made:
+                    for found in group.result():
+                        self._report(*found)
                 ahead = max(1, self._prefetch // slots.nbytes)
                 fill()
                 yield self._finished(slots)
@@ -176,7 +179,10 @@ class Loader:
         places = [divmod(position, self.n) for position in range(first, first + share)]
         return [(epoch, int(self._samples[self._order(epoch)[place]])) for epoch, place in places]
 
-    def _make(self, slots: _Slots, j: int, epoch: int, sample: int) -> tuple[_Unread, int | None]:
+    def _some(self, slots: Slots, group: list[tuple[int, tuple[int, int]]]) -> list[tuple[_Unread, int | None]]:
+        return [self._make(slots, j, *what) for j, what in group]
+
+    def _make(self, slots: Slots, j: int, epoch: int, sample: int) -> tuple[_Unread, int | None]:
         """Put a sample into its slot. Returns what could not be read, and the sample that was (None: none)."""
         unread, used, raw = self._found(epoch, sample)
         if raw is None:
@@ -193,7 +199,7 @@ class Loader:
             raise ConfigError(f"crop {self.crop} is larger than the patches of {size[0]} x {size[1]} pixels")
         rest, top = divmod(rest, size[0] - self.crop + 1)
         left = rest % (size[1] - self.crop + 1)
-        slots.cuts[j] = cut = _Cut(used, symmetry, slice(top, top + self.crop), slice(left, left + self.crop))
+        slots.cuts[j] = cut = Cut(used, symmetry, slice(top, top + self.crop), slice(left, left + self.crop))
         if self._late:
             slots.put(j, sar, eo, valid)
         elif self._transform is None and size == (self.crop, self.crop):
@@ -212,7 +218,7 @@ class Loader:
             slots.put(j, cut.of(image.numpy()), cut.of(target), cut.of(valid))
         return unread, used
 
-    def _finished(self, slots: _Slots) -> Batch:
+    def _finished(self, slots: Slots) -> Batch:
         if not self._late:
             source, target, valid = slots.tensors
             return source, target, valid
@@ -273,48 +279,3 @@ class Loader:
                 f"{len(self.replaced)} training samples cannot be read, train.max_corrupt allows {self._max_corrupt}; "
                 f"run `jobs/shard.py --audit`, which names what is broken and makes it again ({first})",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """What of a sample's patch is trained on, and in which of the eight symmetries of the square."""
-
-    sample: int
-    symmetry: int
-    rows: slice
-    columns: slice
-
-    def of(self, turned: A) -> A:
-        return turned[:, self.rows, self.columns]
-
-    def turned(self, image: Tensor) -> Tensor:
-        """`radiometry.turned`, in torch."""
-        image = image.transpose(1, 2) if self.symmetry & 1 else image
-        return image.flip([axis for axis, bit in ((1, 2), (2, 4)) if self.symmetry & bit])
-
-
-class _Slots:
-    """A batch in the making: each sample is written to its own place, by whichever thread makes it."""
-
-    def __init__(self, size: int, pin: bool) -> None:
-        self.cuts = [_Cut(0, 0, slice(0), slice(0))] * size
-        self.tensors: list[Tensor] = []
-        self._arrays: list[npt.NDArray[Any]] = []  # the same memory
-        self._pin, self._lock = pin, threading.Lock()
-
-    def take(self, j: int, *like: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """Slot j of arrays like these. Memory is taken by the first: a batch that is only planned takes none."""
-        with self._lock:
-            if not self._arrays:
-                shapes = [((len(self.cuts), *a.shape), torch.from_numpy(np.empty(0, a.dtype)).dtype) for a in like]
-                self.tensors = [torch.empty(shape, dtype=dtype, pin_memory=self._pin) for shape, dtype in shapes]
-                self._arrays = [part.numpy() for part in self.tensors]
-        return [part[j] for part in self._arrays]
-
-    def put(self, j: int, *parts: npt.NDArray[Any]) -> None:
-        for place, part in zip(self.take(j, *parts), parts, strict=True):
-            place[:] = part
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.tensors)

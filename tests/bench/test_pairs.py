@@ -9,7 +9,8 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import webdataset
 import zarr
+from zarr.storage import MemoryStore
 
 from sar2eo_dist import shards, sources, storage
+from sar2eo_dist.config import Scaling
+from sar2eo_dist.models import speed
 from sar2eo_dist.radiometry import encode_db
 from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import Pair, schema
-from sar2eo_dist.training.loader import order
+from sar2eo_dist.training.loader import Loader, order
 
 COUNT = 448  # one object of the default size
 
@@ -38,14 +43,15 @@ def _one_core() -> Iterator[None]:
     os.sched_setaffinity(0, before)
 
 
-def rate(call: Any, count: int, repeat: int = 3) -> float:
-    """Best of some runs, items a second."""
-    best = float("inf")
+def rates(calls: list[Callable[[], object]], count: float, repeat: int = 5) -> list[float]:
+    """Items a second of each call: the best of its runs, which alternate with those of the others."""
+    best = [float("inf")] * len(calls)
     for _ in range(repeat):
-        begin = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - begin)
-    return count / best
+        for k, call in enumerate(calls):
+            begin = time.perf_counter()
+            call()
+            best[k] = min(best[k], time.perf_counter() - begin)
+    return [count / seconds for seconds in best]
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +106,10 @@ def test_reads(store: str, pixels: list[np.ndarray], tmp_path: Path) -> None:
         count = sum(1 for _ in dataset.decode().to_tuple("sar.npy", "eo.npy", "valid.npy"))
         assert count == COUNT
 
-    ours = rate(lambda: [read(i) for i in places], COUNT)
-    runs = rate(lambda: [read.run(i, i + 32) for i in range(0, COUNT, 32)], COUNT)
-    peer = rate(lambda: [[a[i] for a in arrays] for i in places[:100]], 100)
-    tar = rate(through_tar, COUNT)
-    limit = rate(lambda: [[np.array(m[i]) for m in maps] for i in places], COUNT)
+    some = places[:100]
+    ours, peer, limit = rates([lambda: [read(i) for i in some], lambda: [[a[i] for a in arrays] for i in some],
+                               lambda: [[np.array(m[i]) for m in maps] for i in some]], len(some))  # fmt: skip
+    runs, tar = rates([lambda: [read.run(i, i + 32) for i in range(0, COUNT, 32)], through_tar], COUNT)
     print(f"\nrandom reads: {ours:,.0f} samples/s/core; zarr-python {peer:,.0f} ({ours / peer:.1f} times as fast); "
           f"memmap copy {limit:,.0f} ({ours / limit:.2f} of it)")  # fmt: skip
     print(f"runs of 32: {runs:,.0f} samples/s/core; webdataset tar of .npy, sequential: {tar:,.0f} "
@@ -112,31 +117,68 @@ def test_reads(store: str, pixels: list[np.ndarray], tmp_path: Path) -> None:
 
 
 def test_writes(pixels: list[np.ndarray], tmp_path: Path) -> None:
+    """Into memory, which is the encoding alone; and to disk, both sides durable: what zarr-python wrote is fsynced after it."""
     arrays = shards.pair_arrays(COUNT, COUNT)
     size = sum(d.nbytes for d in pixels) / 1e6
 
-    def ours(root: str) -> None:
-        shutil.rmtree(root, ignore_errors=True)
-        shards.write_template(root, "p", arrays, {})
-        for spec, data in zip(arrays, pixels, strict=True):
-            shards.write_shard(root, "p", spec, (0,) * data.ndim, data)
+    def encode() -> list[list[bytes]]:
+        made = [shards.Shard(spec, (0,) * len(spec.shape)) for spec in arrays]
+        for built, data in zip(made, pixels, strict=True):
+            for i in range(COUNT):
+                built.add(data[i : i + 1])
+        return [built.finish() for built in made]
 
-    def peer(root: str, default: bool) -> None:
-        shutil.rmtree(root, ignore_errors=True)
-        zarr.open_group(root, mode="w")
+    def ours() -> None:
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
         for spec, data in zip(arrays, pixels, strict=True):
-            codec = zarr.create_array(root, name=spec.name, shape=spec.shape, shards=spec.shard, chunks=spec.chunk,
-                                      dtype=spec.dtype) if default else spec.create(root)  # fmt: skip
-            codec[:] = data
+            shards.write_shard(str(tmp_path / "a"), "p", spec, (0,) * data.ndim, data)
 
-    a = rate(lambda: ours(str(tmp_path / "a")), 1) * size
-    b = rate(lambda: peer(str(tmp_path / "b"), default=False), 1) * size
-    c = rate(lambda: peer(str(tmp_path / "c"), default=True), 1) * size
-    data = [p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()]
-    plain = rate(lambda: storage.put(str(tmp_path / "raw"), b"".join(data)), 1) * size
-    print(f"\nwrites, one core, with sha256 and fsync: {a:,.0f} MB/s of pixels; zarr-python (neither), same codec: {b:,.0f} "
-          f"({a / b:.2f} times as fast), its default codec: {c:,.0f} ({a / c:.2f}); write and fsync of the bytes alone: "
-          f"{plain:,.0f} ({a / plain:.2f} of it)")  # fmt: skip
+    def peer(store: Any, default: bool) -> None:
+        for spec, data in zip(arrays, pixels, strict=True):
+            made = zarr.create_array(store, name=spec.name, shape=spec.shape, shards=spec.shard, chunks=spec.chunk,
+                                     dtype=spec.dtype) if default else spec.create(store)  # fmt: skip
+            made[:] = data
+
+    def durable(default: bool) -> None:
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        peer(str(tmp_path / "b"), default)
+        for path in (tmp_path / "b").rglob("*"):
+            if path.is_file():
+                with path.open("rb") as f:
+                    os.fsync(f.fileno())
+
+    pieces = encode()
+    names = ("encode", "zarr-python", "its default codec")
+    memory = rates([encode, lambda: peer(MemoryStore(), False), lambda: peer(MemoryStore(), True)], size)
+    print("\nwrites into memory, MB/s of pixels on one core: "
+          + ", ".join(f"{n} {r:,.0f} ({memory[0] / r:.2f})" for n, r in zip(names, memory, strict=True)))  # fmt: skip
+    disk = rates([ours, lambda: durable(False), lambda: durable(True),
+                  lambda: [storage.put(str(tmp_path / "raw"), p) for p in pieces]], size)  # fmt: skip
+    names = ("ours with sha256", "zarr-python", "its default codec", "write and fsync of the bytes alone")
+    print(
+        "durable on disk: " + ", ".join(f"{n} {r:,.0f} ({disk[0] / r:.2f})" for n, r in zip(names, disk, strict=True))
+    )
+
+
+def test_loader(store: str) -> None:
+    """Blur, channels, scaling, symmetries and batches of 16 on two cores, beside the raw reader on the same threads."""
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    torch.set_num_threads(1)
+    speed.keep_heap()  # as training workers do
+    read, samples = PairReader(store), np.arange(COUNT)
+
+    def raw(threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(read, samples.tolist()):
+                pass
+
+    def loaded(threads: int) -> None:
+        loader = Loader(read, samples, per_object=COUNT, batch=16, crop=256, scaling=Scaling(), seed=0, threads=threads)
+        assert sum(len(batch[0]) for batch in loader.batches(0, COUNT // 16)) == COUNT
+
+    one, two, ours = rates([lambda: raw(1), lambda: raw(2), lambda: loaded(2)], COUNT)
+    print(f"\nloader, 2 threads: {ours:,.0f} samples/s; raw reader, 1 thread {one:,.0f} ({ours / one:.2f} of it), "
+          f"2 threads {two:,.0f} ({ours / two:.2f} of it)")  # fmt: skip
 
 
 def test_an_index_of_a_million_rows(tmp_path: Path) -> None:

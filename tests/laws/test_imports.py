@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sar2eo_dist"
 STDLIB = set(sys.stdlib_module_names)
 NOUNS = {"records", "config", "errors"}
-FLOOR = NOUNS | {"storage", "ledger", "shards"}
+FLOOR = NOUNS | {"atomic", "storage", "ledger", "shards"}
 PIXELS = {"radiometry", "cca", "pairing", "mosaic"}
 
 #: room or file -> (third-party packages, rooms of our own) that it may import; the longest matching name counts
@@ -20,7 +20,8 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "records": ({"pyarrow"}, NOUNS),
     "errors": (set(), NOUNS),
     "config": ({"pydantic", "yaml"}, NOUNS),
-    "storage": ({"fsspec", "numpy"}, NOUNS),
+    "atomic": (set(), set()),
+    "storage": ({"fsspec", "numpy"}, NOUNS | {"atomic"}),
     "ledger": ({"numpy"}, FLOOR),
     "shards": ({"zarr", "numpy", "numcodecs", "google_crc32c"}, FLOOR),
     "reader": ({"numpy", "pyarrow", "numcodecs", "google_crc32c"}, FLOOR),
