@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import zarr
 
-from sar2eo_dist import shards
 from sar2eo_dist.cca import assess
 from sar2eo_dist.cca.frechet import Reference, frechet_distance, point_distance
 from sar2eo_dist.config import CCA
-from sar2eo_dist.shards import pair_arrays
 
 RNG = np.random.default_rng(0)
 
@@ -52,22 +48,3 @@ def test_point_distance_against_a_distance_a_image(versus: Any) -> None:
         lambda: [frechet_distance(f, zero, reference.mean, covariance) for f in features.astype(np.float64)],
         "a full Frechet distance each", repeat=3,
     )  # fmt: skip
-
-
-def test_shard_write_against_zarr_python(versus: Any, tmp_path: Path) -> None:
-    """One SAR shard of 64 samples (17 MB); the physical limit is a plain write and fsync of the same bytes."""
-    spec = pair_arrays(64, 64)[0]
-    data = (RNG.normal(-1200, 300, spec.shape)).astype(np.int16)
-    shards.write_template(str(tmp_path), "ours", (spec,), {})
-    peer = zarr.create_array(
-        str(tmp_path / "peer"), shape=spec.shape, shards=spec.shard, chunks=spec.chunk, dtype=spec.dtype,
-        compressors=zarr.codecs.ZstdCodec(level=3),
-    )  # fmt: skip
-
-    def zarr_python() -> None:
-        peer[:] = data
-
-    ours = lambda: shards.write_shard(str(tmp_path), "ours", spec, (0, 0, 0, 0), data)  # noqa: E731
-    versus("shard write, with sha256 and fsync", ours, zarr_python, "zarr-python (neither)")
-    raw = ours().size
-    versus("shard write", ours, lambda: (tmp_path / "raw").write_bytes(b"x" * raw), "plain write of the bytes")
