@@ -31,6 +31,7 @@ OPEN = 256  # shard objects whose index (and local file) is kept
 TAIL = 256 << 10  # bytes read to find an index; an object that is no longer is kept whole: one read for all its chunks
 RESIDUE = 0x48674BC7  # CRC32C of any bytes followed by their own CRC32C
 ARRAYS = ("sar", "eo", "valid")
+AGAIN = "jobs/shard.py --audit makes it again"
 
 
 def ranks(store: str, split: str) -> npt.NDArray[np.int64]:
@@ -46,12 +47,12 @@ def ranks(store: str, split: str) -> npt.NDArray[np.int64]:
             table = file.read(["split"])
             mark = (file.schema_arrow.metadata or {}).get(b"store", b"").decode()
         except (pa.ArrowException, OSError, KeyError) as e:
-            raise Corrupt(uri, f"the index does not read ({e}): run jobs/shard.py --audit") from e
+            raise Corrupt(uri, f"the index does not read: {e} ({AGAIN})") from e
     count = _Array(store, "sar").count
     if mark != attributes.get("store") or table.num_rows != count:
         raise Corrupt(
             uri, f"the index ({table.num_rows} rows, of store {mark[:12] or '?'}) is not that of this store "
-            f"({count} samples, {str(attributes.get('store'))[:12]}): run jobs/shard.py --audit"
+            f"({count} samples, {str(attributes.get('store'))[:12]}); {AGAIN}"
         )  # fmt: skip
     return np.flatnonzero(pc.equal(table["split"], split).to_numpy(zero_copy_only=False)).astype(np.int64)
 
@@ -213,12 +214,14 @@ class _Object:
             tail = storage.read_tail(uri, want)
         index = tail[-length:]
         if len(index) < length or google_crc32c.value(index) != RESIDUE:
-            raise Corrupt(uri, f"no valid index in the last {length} bytes of the shard (cut short, or damaged)")
+            raise Corrupt(
+                uri, f"no valid index in the last {length} bytes of the shard, cut short or damaged ({AGAIN})"
+            )
         self.entries = np.frombuffer(index, "<u8", 2 * chunks).reshape(chunks, 2).astype(np.int64)
         ends = self.entries[self.entries[:, 0] >= 0].sum(axis=1)  # 2^64 - 1, "never written", is -1 here
         size = int(ends.max(initial=0)) + length
         if self.file and self.file.size != size:
-            raise Corrupt(uri, f"the shard has {self.file.size} bytes, its index describes {size}")
+            raise Corrupt(uri, f"the shard has {self.file.size} bytes, its index describes {size} ({AGAIN})")
         self.whole = tail if len(tail) == size else b""
 
     def locate(self, first: int, last: int) -> _Range | bytes:
@@ -239,7 +242,7 @@ class _Object:
             problem = (
                 f"{len(chunk)} of its {size} bytes are there" if len(chunk) != size else "its CRC32C does not hold"
             )
-            raise Corrupt(self.uri, f"chunk {k} at byte {start} is damaged: {problem}")
+            raise Corrupt(self.uri, f"chunk {k} at byte {start} is damaged, {problem} ({AGAIN})")
         try:
             array.unpack(memoryview(chunk)[:-4], out)
         except (RuntimeError, ValueError) as e:

@@ -58,7 +58,7 @@ def collect(cfg: Config, opts: Options) -> Summary:
     """Run the verb. Raises ConfigError where nothing is listed, ReferenceSetError for a bad cloud set."""
     refs, rejected = [], []
     for sensor, root in ((S1, cfg.data.s1), (S2, cfg.data.s2)):
-        if not root:
+        if not root and cfg.data.kind != "folder_pair":  # which is refused by its own name
             raise ConfigError(f"data.{sensor} is empty: set it to a MultiEarth TIFF folder or NetCDF file (any URI)")
         found, bad = sources.list_tiles(cfg.data.kind, storage.absolute(root), sensor)
         refs += by_key(found)
