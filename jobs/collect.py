@@ -1,6 +1,6 @@
 """collect: Stream Sentinel tiles through the Clean Collector Algorithm; write verdicts, calibration and pairs.
 
-python jobs/collect.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/collect.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

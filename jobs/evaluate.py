@@ -1,6 +1,6 @@
 """evaluate: Measure the held-out pairs beside trivial baselines and write the report.
 
-python jobs/evaluate.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/evaluate.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """export: Write the pairs as two folders of images, for other people's trainers.
 
-python jobs/export.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/export.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """shard: Write the pairs that survived as sharded zarr.
 
-python jobs/shard.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/shard.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """synthesise: Write the synthetic world that the demo runs on.
 
-python jobs/synthesise.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/synthesise.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

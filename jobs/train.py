@@ -1,6 +1,6 @@
 """train: Train the translator (SAR to EO), then the enhancer on its output, with Ray Train.
 
-python jobs/train.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/train.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

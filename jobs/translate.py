@@ -1,6 +1,6 @@
 """translate: Translate a whole scene, block by block, and MultiEarth targets, patch by patch.
 
-python jobs/translate.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--strict]
+python jobs/translate.py --config jobs/configs/demo.yaml [--set a.b=c] [--dry-run] [--limit N] [--fresh] [--audit] [--strict]
 """
 
 import sys

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+
+_OURS = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -31,8 +34,8 @@ def sweep(root: str, age_s: float = 3600) -> None:
     for folder, _, files in os.walk(root):
         for file in files:
             path = os.path.join(folder, file)
-            with contextlib.suppress(FileNotFoundError):
-                if file.startswith(".") and file.endswith(".tmp") and time.time() - os.stat(path).st_mtime > age_s:
+            with contextlib.suppress(OSError):  # gone by now, or somebody else's
+                if _OURS.fullmatch(file) and time.time() - os.stat(path).st_mtime > age_s:
                     os.unlink(path)
 
 

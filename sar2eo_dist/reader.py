@@ -6,6 +6,7 @@ ever returned. For any other zarr store, and for other tools: zarr-python, see `
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -27,7 +28,7 @@ from sar2eo_dist.errors import Corrupt, NotFound, StorageError
 
 Sample = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]
 
-OPEN = 256  # shard objects whose index (and local file) is kept
+OPEN = 64  # shard objects whose index (and local file) is kept
 TAIL = 256 << 10  # bytes read to find an index; an object that is no longer is kept whole: one read for all its chunks
 RESIDUE = 0x48674BC7  # CRC32C of any bytes followed by their own CRC32C
 ARRAYS = ("sar", "eo", "valid")
@@ -35,19 +36,19 @@ AGAIN = "jobs/shard.py --audit makes it again"
 
 
 def ranks(store: str, split: str) -> npt.NDArray[np.int64]:
-    """Places in the store of a fold's samples, ascending: (n,). Reads one column of `index.parquet`, no row of it.
+    """Places in the store of a fold's samples, ascending: (n,). Decodes one column of `index.parquet`, no row of it.
 
     Raises NotFound; Corrupt where the index is not that of this store.
     """
     attributes = _metadata(storage.join(store, "zarr.json")).get("attributes", {})
     uri = storage.join(store, "index.parquet")
-    with storage.open_read(uri) as f:
-        try:
-            file = pq.ParquetFile(f, read_dictionary=["split"])
-            table = file.read(["split"])
-            mark = (file.schema_arrow.metadata or {}).get(b"store", b"").decode()
-        except (pa.ArrowException, OSError, KeyError) as e:
-            raise Corrupt(uri, f"the index does not read: {e} ({AGAIN})") from e
+    data = storage.read_bytes(uri)
+    try:
+        file = pq.ParquetFile(io.BytesIO(data), read_dictionary=["split"])
+        table = file.read(["split"])
+        mark = (file.schema_arrow.metadata or {}).get(b"store", b"").decode()
+    except (pa.ArrowException, OSError, KeyError) as e:
+        raise Corrupt(uri, f"the index does not read: {e} ({AGAIN})") from e
     count = _Array(store, "sar").count
     if mark != attributes.get("store") or table.num_rows != count:
         raise Corrupt(
@@ -135,15 +136,18 @@ class _File:
     """A local file for positioned reads by many threads; closed when nobody holds it any more."""
 
     def __init__(self, path: str, uri: str) -> None:
+        self.fd, self.uri = -1, uri
         try:
             self.fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError as e:
-            self.fd = -1
-            raise NotFound(uri, "not found") from e
+        except OSError as e:
+            raise storage.named(uri, e) from e
         self.size = os.fstat(self.fd).st_size
 
     def read(self, start: int, stop: int) -> bytes:
-        return os.pread(self.fd, stop - start, start)
+        try:
+            return os.pread(self.fd, stop - start, start)
+        except OSError as e:
+            raise storage.named(self.uri, e) from e
 
     def __del__(self) -> None:
         if self.fd >= 0:

@@ -64,7 +64,7 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
 
 
-def _named(uri: str, e: BaseException) -> StorageError:
+def named(uri: str, e: BaseException) -> StorageError:
     """The named error of whatever a file system raised."""
     text = f"{type(e).__name__}: {e}".strip().rstrip(":")
     code = str(getattr(e, "response", {}).get("Error", {}).get("Code", "")) if hasattr(e, "response") else ""
@@ -97,7 +97,7 @@ def _retried(fn: Callable[P, R]) -> Callable[P, R]:
             except StorageError:
                 raise
             except Exception as e:
-                error = _named(str(args[0]), e)
+                error = named(str(args[0]), e)
                 if attempt == RETRIES or not isinstance(error, Unavailable):
                     raise error from e
                 time.sleep(random.uniform(0, min(20.0, BACKOFF_S * 2**attempt)))
@@ -293,6 +293,6 @@ def publish(root: str, path: str, data: bytes | Sequence[bytes]) -> Artifact:
 
 def chunks(uri: str, size: int = 8 << 20) -> Iterator[bytes]:
     """An object piece by piece, so that hashing it never holds it whole."""
-    with open_read(uri) as f:
-        while piece := f.read(size):
-            yield piece
+    whole = info(uri).size
+    for start in range(0, whole, size):
+        yield read_range(uri, start, min(start + size, whole))

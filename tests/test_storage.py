@@ -150,7 +150,7 @@ def test_a_changed_file_changes_its_digest(tmp_path: Path) -> None:
 
 def test_what_killed_writers_left_is_swept_but_not_what_live_ones_write(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    old, live, data = (tmp_path / "a" / n for n in (".x.0123.tmp", ".x.4567.tmp", "x.tmp"))
+    old, live, data = (tmp_path / "a" / n for n in (f".x.{0:032x}.tmp", f".x.{1:032x}.tmp", ".session.tmp"))
     for path in (old, live, data):
         path.write_bytes(b"1")
     for path in (old, data):

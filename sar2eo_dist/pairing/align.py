@@ -1,4 +1,4 @@
-"""Bring the SAR image of a pair onto the grid of its EO image, where their footprints only overlap."""
+"""Bring the SAR image of a pair onto the grid of its EO image, where their centres differ."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ GSD = 10.0  # metres a pixel
 def offset(sar: tuple[float, float], eo: tuple[float, float]) -> tuple[int, int]:
     """Whole pixels (rows down, columns right) by which the SAR image's centre lies off the EO image's.
 
-    sar, eo: (lon, lat) of the centres, degrees; both images north-up at 10 m. At most half a pixel is left.
+    sar, eo: (lon, lat) of the centres, degrees; both images north-up at 10 m. At most half a pixel is left. Unknown
+    positions (NaN) count as equal.
     """
+    if not all(map(math.isfinite, (*sar, *eo))):
+        return 0, 0
     down = (eo[1] - sar[1]) * METRES_PER_DEGREE / GSD
     right = (sar[0] - eo[0]) * METRES_PER_DEGREE * math.cos(math.radians(eo[1])) / GSD
     return round(down), round(right)

@@ -69,7 +69,7 @@ def export(cfg: Config, opts: Options) -> Summary:
     base, folder = (storage.absolute(cfg.export.to), "") if cfg.export.to else (root, f"{STAGE}/{mark[:12]}")
     home = cfg.model_copy(update={"run": cfg.run.model_copy(update={"out": base})})
     where = storage.join(base, folder) if folder else base
-    _refuse_another(where, mark)
+    _refuse_another(where, mark, len(chosen))
     plan: dict[str, tuple[Unit, Any]] = {}
     for at in range(0, len(chosen), cfg.export.slice):
         part = chosen[at : at + cfg.export.slice]
@@ -102,16 +102,22 @@ def export(cfg: Config, opts: Options) -> Summary:
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs))
 
 
-def _refuse_another(where: str, mark: str) -> None:
+def _refuse_another(where: str, mark: str, pairs: int) -> None:
     if storage.exists(uri := storage.join(where, ABOUT)):
         try:
-            found = json.loads(storage.read_bytes(uri))["export"]
-        except (ValueError, KeyError, TypeError):
-            found = "not ours"
+            about = json.loads(storage.read_bytes(uri))
+            found, held = about["export"], sum(about["pairs"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            found, held = "not ours", 0
         if found != mark:
             raise ConfigError(
                 f"the folder holds another export ({found[:12]}, this one is {mark[:12]}) and the files of both would mix: "
                 f"delete it, or name another one with export.to: {where}"
+            )
+        if held > pairs:
+            raise ConfigError(
+                f"the folder holds {held} pairs, of which only {pairs} are in the store now: make the missing shards again "
+                f"(jobs/shard.py), delete the folder, or name another one with export.to: {where}"
             )
         return
     for name in (f"{split}_{side}" for split in SPLITS for side in "AB"):

@@ -48,6 +48,8 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             raise ConfigError(f"--limit {args.limit} is negative")
         if not 0 <= args.audit <= 1:
             raise ConfigError(f"--audit {args.audit:g} is no share: from 0 to 1")
+        if args.audit and args.fresh:
+            raise ConfigError("--audit looks at what --fresh would do again: give one of them")
         cfg = load(args.config or None, [*multiearth(args.data), *args.set])
         cfg = with_world(cfg)
         if not opts.dry_run:

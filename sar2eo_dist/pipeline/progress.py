@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import ray
+import ray.exceptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -91,7 +93,10 @@ class Watch:
             self._show()
 
     def _show(self) -> None:
-        step, note, replaced = ray.get(self.board.read.remote())
+        try:
+            step, note, replaced = ray.get(self.board.read.remote())
+        except ray.exceptions.RayError:  # a display that is gone is no reason to lose a training
+            return
         for sample in sorted(replaced.keys() - self.named):
             print(
                 f"{self.meter.label}: sample {sample} is replaced, it cannot be read: {replaced[sample]}",
@@ -109,4 +114,5 @@ class Watch:
         self.thread.join(timeout=10)
         self._show()
         self.meter.__exit__(None, None, None)
-        ray.kill(self.board)
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self.board)

@@ -44,21 +44,22 @@ COLUMNS = [f.name for f in dataclasses.fields(TileRef)]
 def shard(cfg: Config, opts: Options) -> Summary:
     """Run the verb. Raises ConfigError where there is no pair."""
     root = storage.absolute(cfg.run.out)
-    pairs, tiles = _ready(cfg, root) if cfg.data.kind == "folder_pair" else _collected(cfg, root)
+    ready = cfg.data.kind == "folder_pair"
+    pairs, tiles = _ready(cfg, root, opts.dry_run) if ready else _collected(cfg, root)
     guard = pairs.num_rows
     pairs = canonical(pairs)
     guard -= pairs.num_rows
     if not pairs.num_rows:
-        raise ConfigError(
-            f"no pair to shard ({guard} lie in the guard band between folds): look at the reasons in the report, then "
-            "widen pairing.max_days, change cca.beta or split.cell_degrees, or set cca.profile=none"
+        why = f"{guard} lie in the guard band between folds; change split.cell_degrees"
+        collected = (
+            "look at the reasons in the report, then widen pairing.max_days, change cca.beta or set cca.profile=none"
         )
+        raise ConfigError(f"no pair to shard ({why}): {f'see {STAGE}/rejected.parquet' if ready else collected}")
     count, samples = pairs.num_rows, min(cfg.shard.samples, pairs.num_rows)
     arrays = shards.pair_arrays(count, samples)
-    aligned = cfg.pairing.place == "footprint"
     fingerprint = cfg.fingerprint(STAGE)
     marks = list(zip(*(pairs[c].to_pylist() for c in ("sar_digest", "eo_digest", "split")), strict=True))
-    whole = digest(FORMAT, fingerprint, aligned, marks)
+    whole = digest(FORMAT, fingerprint, marks)
     store = f"shards/{whole[:12]}"
     template = Unit(STAGE, f"{store}/template", fingerprint, whole)
     plan: dict[str, tuple[Unit, int]] = {}
@@ -71,11 +72,12 @@ def shard(cfg: Config, opts: Options) -> Summary:
             yield _template(template, root, store, arrays, pairs, tiles, attempt)
         if rest := [plan[u.id] for u in todo if u != template]:
             cluster.start(cfg)
-            work = partial(write, root=root, store=store, arrays=arrays, aligned=aligned)
+            work = partial(write, root=root, store=store, arrays=arrays)
             yield from units.run(work, rest, attempt, parallel=cfg.resources.readers)
 
     every = [template, *(u for u, _ in plan.values())]
-    summary = run_stage(cfg, opts, STAGE, every, execute, "shards")
+    limited = dataclasses.replace(opts, limit=opts.limit + 1) if opts.limit else opts  # the template is no shard
+    summary = run_stage(cfg, limited, STAGE, every, execute, "shards")
     if opts.dry_run:
         return dataclasses.replace(summary, counts={"pairs": count})
     lost = {q["unit"] for q in summary.quarantined}
@@ -113,23 +115,26 @@ def _collected(cfg: Config, root: str) -> tuple[pa.Table, pa.Table]:
     return tables[0], tables[1].filter(pc.equal(tables[1]["reason"], KEPT)).drop_columns("reason")
 
 
-def _ready(cfg: Config, root: str) -> tuple[pa.Table, pa.Table]:
+def _ready(cfg: Config, root: str, dry_run: bool) -> tuple[pa.Table, pa.Table]:
     """(pairs, tiles) of a folder of ready pairs; what could not become one goes to `shard/rejected.parquet`."""
     if not cfg.data.pairs:
         raise ConfigError(
             "data.kind=folder_pair wants data.pairs: the folder that holds A and B, or {split}_A and {split}_B"
         )
     listed, rejected = sources.list_pairs(storage.absolute(cfg.data.pairs))
-    _put_table(root, f"{STAGE}/rejected.parquet", [to_table(rejected, Rejected)])
+    if len({bool(p.split) for p in listed}) > 1:
+        raise ConfigError(
+            f"some pairs have a split of their own and some have none: give all one, or none: {cfg.data.pairs}"
+        )
+    if not dry_run:
+        _put_table(root, f"{STAGE}/rejected.parquet", [to_table(rejected, Rejected)])
     if rejected:
         print(f"shard: {len(rejected)} files are in no pair, see {STAGE}/rejected.parquet", file=sys.stderr)
     pairs = to_table([p.pair for p in listed], Pair)
-    named = pairs.filter(pc.equal(pairs["split"], ""))
-    known = pc.is_finite(named["lon"])
-    pairs = pa.concat_tables([
-        pairs.filter(pc.not_equal(pairs["split"], "")), assign(named.filter(known), cfg.split),
-        assign_by_name(named.filter(pc.invert(known)), cfg.split),
-    ])  # fmt: skip
+    if not any(p.split for p in listed):
+        known = pc.is_finite(pairs["lon"])
+        named = assign_by_name(pairs.filter(pc.invert(known)), cfg.split)
+        pairs = pa.concat_tables([assign(pairs.filter(known), cfg.split), named])
     return pairs, to_table([ref for p in listed for ref in (p.sar, p.eo)], TileRef)
 
 
@@ -180,20 +185,25 @@ def _objects(root: str, store: str, finished: Sequence[Unit]) -> None:
     _put_table(root, f"{store}/objects.parquet", [to_table(rows, Artifact)])
 
 
-def write(
-    unit: Unit, i: int, number: int, *, root: str, store: str, arrays: tuple[shards.ArraySpec, ...], aligned: bool
-) -> Entry:
+def write(unit: Unit, i: int, number: int, *, root: str, store: str, arrays: tuple[shards.ArraySpec, ...]) -> Entry:
     """One shard: read its pairs, encode each as it comes, publish an object of each array."""
     begin, size = time.time(), 0
+    bad: list[BadInput] = []
     with storage.open_read(storage.join(root, store, "tiles.parquet")) as f:
         rows = pq.ParquetFile(f).read_row_group(i)
     refs = list(zip(_refs(rows, "sar"), _refs(rows, "eo"), strict=True))
     objects = [shards.Shard(spec, (i,) + (0,) * (len(spec.shape) - 1)) for spec in arrays]
     with ThreadPoolExecutor(READERS, thread_name_prefix="pairs") as pool:
-        for pixels in _ahead(pool, partial(_read, aligned=aligned), refs):
-            for built, chunk in zip(objects, pixels, strict=True):
-                built.add(chunk[None])
-                size += chunk.nbytes
+        for pixels in _ahead(pool, _read, refs):
+            if isinstance(pixels, BadInput):
+                bad.append(pixels)
+            elif not bad:
+                for built, chunk in zip(objects, pixels, strict=True):
+                    built.add(chunk[None])
+                    size += chunk.nbytes
+        if bad:  # all of them, so that they can be seen to at once
+            rest = f" (and {len(bad) - 1} more: {', '.join(e.uri for e in bad[1:10])})" if len(bad) > 1 else ""
+            raise BadInput(bad[0].reason, bad[0].uri, bad[0].detail + rest)
         check = partial(sources.unchanged, info=cache(storage.info))
         list(pool.map(check, {ref.digest: ref for pair in refs for ref in pair}.values()))  # after all was read
     outputs = tuple(built.publish(root, store) for built in objects)
@@ -221,17 +231,19 @@ def _ahead(pool: ThreadPoolExecutor, fn: Callable[[Any], Any], items: Iterable[A
 
 
 def _read(
-    refs: tuple[TileRef, TileRef], aligned: bool
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """Pixels of a pair as they are stored. Raises SourceChanged, NotFound, BadInput: the unit fails with that reason."""
+    refs: tuple[TileRef, TileRef],
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.uint8]] | BadInput:
+    """Pixels of a pair as they are stored, SAR on the grid of EO: a sample shows the ground of its EO image and no other.
+
+    Returns what is wrong with an image; raises SourceChanged and storage's errors: the unit fails with that reason.
+    """
     sar, eo = refs
     try:
         db, dn = sources.read_sar(sar), sources.read_eo(eo).bands
-    except BadInput:
+    except BadInput as e:
         for ref in refs:
             sources.unchanged(ref)  # collect could read it: most likely it is another file now
-        raise
-    if aligned:
-        db = shift(db, *offset((sar.lon, sar.lat), (eo.lon, eo.lat)))
+        return e
+    db = shift(db, *offset((sar.lon, sar.lat), (eo.lon, eo.lat)))
     valid = validity(db) & (dn > 0).all(axis=0)
     return encode_db(db), dn, valid.astype(np.uint8)

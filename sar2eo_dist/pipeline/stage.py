@@ -28,7 +28,7 @@ from sar2eo_dist.records import Unit
 from sar2eo_dist.report.text import human_bytes, human_seconds
 
 SHOWN = 20  # faults named on the terminal
-OUTAGE_S = 300.0  # a store that has answered no unit for so long is down: the run stops, to be resumed
+OUTAGE_S = 180.0  # where for so long every unit fails for want of the store, the run stops, to be resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,8 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
         storage.sweep(cfg.run.out)
     attempts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
-    crashed, answered = False, time.monotonic()
+    crashed = False
+    down: float | None = None  # since when every result says that the store does not answer
     with Meter(stage, len(todo), noun) as meter:
         while todo:
             for unit in todo:
@@ -129,10 +130,12 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
                 try:
                     for result in execute(group, max(attempts[u.id] for u in group)):
                         if not isinstance(result, Failure) or not result.reason.startswith(Unavailable.__name__):
-                            answered = time.monotonic()
+                            down = None
+                        elif down is None:
+                            down = time.monotonic()
                         if isinstance(result, Failure):
                             reasons[result.unit_id] = result.reason
-                            if time.monotonic() - answered > OUTAGE_S:
+                            if down is not None and time.monotonic() - down > OUTAGE_S:
                                 text = f"no unit was answered for {human_seconds(OUTAGE_S)}; when the store is back, resume"
                                 raise Unavailable(cfg.run.out, f"{text} with the same command. {result.reason}")
                         else:

@@ -213,13 +213,14 @@ def _loop(config: dict[str, Any]) -> None:
     net = translator(job.model).build(job.stage.options, CHANNELS, CHANNELS).to(device)
     trainer = translator(job.model).Trainer(net, job.stage.options, job.stage.lr, job.stage.steps)
     trainer.accelerate(**job.speed.model_dump())
-    start, origin = 0, State()
+    start, origin, replaced = 0, State(), {}
     history: list[dict[str, Any]] = []
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as local:
             start = checkpoints.load(local, trainer)
             meta = checkpoints.read_meta(local)
             history, origin = meta["history"], State(**meta["state"])
+            replaced = {int(sample): reason for sample, reason in meta["replaced"].items()}
     if world > 1:
         trainer.wrap(torch.nn.parallel.DistributedDataParallel)
     transform = None
@@ -230,22 +231,22 @@ def _loop(config: dict[str, Any]) -> None:
     loader = Loader(
         read, job.samples, per_object=read.per_object, batch=job.stage.batch, crop=job.stage.crop, scaling=job.scaling,
         seed=job.seed, window=job.shuffle, origin=origin, transform=transform, threads=job.loaders,
-        prefetch_mb=job.prefetch_mb, max_corrupt=job.max_corrupt, device=device,
+        prefetch_mb=job.prefetch_mb, max_corrupt=job.max_corrupt, replaced=replaced, device=device,
     )  # fmt: skip
     clock = {"at": time.monotonic(), "step": start}
 
     def on_log(step: int, losses: dict[str, float]) -> None:
-        mean = _mean_over_ranks(losses | {"replaced": float(len(loader.replaced))}, world, device)
-        replaced = round(mean.pop("replaced") * world)
+        mean = _mean_over_ranks(losses, world, device)
+        _union(loader.replaced, world)
         seconds = time.monotonic() - clock["at"]
         speed = (step - clock["step"]) * job.stage.batch / max(seconds, 1e-9)
         clock.update(at=time.monotonic(), step=step)
-        line = {"step": step, "time": now(), "samples_per_s": round(speed, 2), "replaced": replaced}
+        line = {"step": step, "time": now(), "samples_per_s": round(speed, 2), "replaced": len(loader.replaced)}
         history.append(line | mean)
-        config["board"].tell.remote(dict(loader.replaced))
         if rank == 0:
+            config["board"].tell.remote(dict(loader.replaced))
             note = "  ".join(f"{k} {v:.3f}" for k, v in list(mean.items())[:3])
-            note += f"  {replaced} unreadable samples replaced" if replaced else ""
+            note += f"  {len(loader.replaced)} unreadable samples replaced" if loader.replaced else ""
             config["board"].post.remote(step, f"{speed:.1f} samples/s  {note}")
 
     def on_checkpoint(step: int) -> None:
@@ -253,11 +254,21 @@ def _loop(config: dict[str, Any]) -> None:
             ray.train.report({"step": step})
             return
         with tempfile.TemporaryDirectory() as local:
-            checkpoints.save(local, trainer, step, {"history": history, "state": asdict(loader.state(step))})
+            meta = {"history": history, "state": asdict(loader.state(step)), "replaced": loader.replaced}
+            checkpoints.save(local, trainer, step, meta)
             ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(local))
 
     every = job.stage.log_every, job.stage.checkpoint_every
     fit(trainer, loader, start, job.stage.steps, every[0], on_log, every[1], on_checkpoint, rank, world)
+
+
+def _union(replaced: dict[int, str], world: int) -> None:
+    """What any rank replaced, to all of them: the bound is on all."""
+    if world > 1:
+        every: list[dict[int, str]] = [{}] * world
+        torch.distributed.all_gather_object(every, dict(replaced))
+        for some in every:
+            replaced |= some
 
 
 def _mean_over_ranks(losses: dict[str, float], world: int, device: torch.device) -> dict[str, float]:

@@ -70,5 +70,5 @@ def unchanged(ref: TileRef, info: Callable[[str], storage.Info] = storage.info) 
     if digest(*(info(uri).digest for uri in ref.uris), *ref.rows) != ref.digest:
         raise SourceChanged(
             ref.uris[0],
-            f"{ref.sensor} of {ref.date} is not as it was listed (size, ETag or mtime): list it again, run jobs/collect.py",
+            f"{ref.sensor} of {ref.date} is not as it was listed (size, ETag or mtime): list it again (jobs/collect.py)",
         )

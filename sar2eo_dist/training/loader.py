@@ -12,7 +12,7 @@ import hashlib
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -72,13 +72,14 @@ class Loader:
     trained on (see training.enhance), one call at a time. What it gives is kept for as many samples as `cache_mb` holds.
     window: shard objects shuffled together. origin: where steps are counted from (`state` of an earlier loader).
 
-    threads, prefetch_mb (memory of batches made ahead; one is, always) and cache_mb change no result. device: where batches
-    are scaled and delivered. On the CPU the threads scale; elsewhere they read alone, and training.scaling does the rest.
+    threads, prefetch_mb (memory of batches made ahead: one at least, four a thread at most) and cache_mb change no result.
+    device: where batches are scaled and delivered. On the CPU the threads scale; elsewhere they read alone, and
+    training.scaling does the rest.
 
     A sample that `read` finds Corrupt or NotFound is replaced by one of another shard object, chosen by (seed, epoch, sample)
-    alone, said on stderr and kept in `replaced` (sample -> reason, what this loader has met); other errors pass through, at
-    the step where they happen. Raises ConfigError: no samples, numbers out of range, a crop larger than a patch; Corrupt:
-    more than max_corrupt samples cannot be read.
+    alone, said on stderr and kept in `replaced` (sample -> reason; what was met before a resume is given); other errors pass
+    through, at the step where they happen. Raises ConfigError: no samples, numbers out of range, a crop larger than a patch;
+    Corrupt: more than max_corrupt samples cannot be read.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Loader:
         prefetch_mb: int = 256,
         cache_mb: int = 256,
         max_corrupt: int = 16,
+        replaced: Mapping[int, str] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self._samples: Ranks = np.array(samples, np.int64)
@@ -112,7 +114,7 @@ class Loader:
         if not (0 <= self._origin.samples_seen < self.n and self._origin.epoch >= 0):
             raise ConfigError(f"{self._origin} is not one of {self.n} training samples: was it another data set's?")
         self.batch, self.crop, self.seed, self._per_object = batch, crop, seed, per_object
-        self.replaced: dict[int, str] = {}
+        self.replaced = dict(replaced or {})
         self._read, self._scaling, self._threads, self._max_corrupt = read, scaling, threads, max_corrupt
         self._prefetch, self._device = prefetch_mb << 20, torch.device(device)
         self._late = self._device.type != "cpu"  # whether batches are scaled whole, on the device
@@ -159,7 +161,7 @@ class Loader:
                 for group in made:
                     for found in group.result():
                         self._report(*found)
-                ahead = max(1, self._prefetch // slots.nbytes)
+                ahead = max(1, min(self._prefetch // slots.nbytes, 4 * self._threads))
                 fill()
                 yield self._finished(slots)
         finally:

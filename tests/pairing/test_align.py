@@ -25,6 +25,10 @@ def test_a_scene_point_lands_on_the_pixel_of_the_eo_image(rows, columns, lat):
     assert there.sum() == max(0, 32 - abs(rows)) * max(0, 32 - abs(columns))
 
 
+def test_unknown_positions_are_taken_as_equal():
+    assert offset((math.nan, math.nan), (math.nan, math.nan)) == (0, 0)
+
+
 def test_no_shift_is_the_same_array():
     image = np.zeros((2, 4, 4), np.float32)
     assert shift(image, 0, 0) is image

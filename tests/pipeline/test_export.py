@@ -247,6 +247,9 @@ def test_what_is_not_in_the_store_is_not_exported_until_it_is(run: str, tmp_path
     summary = done(run, f"export.to={tmp_path}/p")
     assert summary.counts == {"pairs": 5, "pairs train": 3, "pairs val": 2}
     assert len(sources.list_pairs(f"{tmp_path}/p")[0]) == 5
+    sharded(run, quarantined=[1])  # the folder has what the store no longer has
+    with pytest.raises(ConfigError, match="holds 5 pairs, of which only 3 are in the store now"):
+        done(run, f"export.to={tmp_path}/p")
     sharded(run, quarantined=[0, 1, 2])
     with pytest.raises(ConfigError, match=r"jobs/shard\.py"):
         done(run)

@@ -154,7 +154,7 @@ def test_a_store_that_stays_down_stops_the_run_and_one_that_comes_back_does_not(
 
     down = "Unavailable: store did not answer: s3://b/x"
     assert run(tmp_path / "a", shard(dict.fromkeys(("k0", "k1", "k2", "k3"), down))) == 1
-    assert tried == ["k0", "k1"]
+    assert tried == ["k0", "k1", "k2"]  # 0.2 s after the first
     assert "resume with the same command. Unavailable" in capsys.readouterr().err
     assert json.loads((tmp_path / "a" / "shard" / "summary.json").read_text())["status"] == "failed"
     tried.clear()
@@ -180,6 +180,7 @@ def test_an_audit_share_hashes_so_many_units(tmp_path: Path, capsys: pytest.Capt
     assert run(tmp_path, shard, "--audit", "--dry-run") == 1
     assert "2 audit failure(s)" in capsys.readouterr().err
     assert run(tmp_path, shard, "--audit", "1.5") == 2
+    assert run(tmp_path, shard, "--audit", "--fresh") == 2
     assert Ledger(str(tmp_path)).audit(UNITS)
     assert run(tmp_path, shard, "--audit") == 0
     assert Ledger(str(tmp_path)).audit(UNITS) == []

@@ -189,8 +189,9 @@ def test_present_leaves_out_quarantined_and_unplanned_shards() -> None:
     assert found.tolist() == [0, 9, 20, 29]
 
 
-def test_footprints_that_only_overlap_are_brought_onto_each_other(job: tuple[Config, Path], main_job: Done) -> None:
-    """The same tiles, their SAR positions declared 5 pixels farther down: the stored SAR moves down with them."""
+def test_images_whose_centres_differ_are_brought_onto_each_other(job: tuple[Config, Path], main_job: Done) -> None:
+    """The same tiles, their SAR positions declared 5 pixels farther down: the stored SAR moves down with them,
+    so that a sample never shows ground beyond its EO image: it is that image's footprint that the folds keep apart."""
     cfg, out = job
     degrees = 5 * 10 / 111_320.0
     verdicts = pq.read_table(out / "collect" / "verdicts.parquet")
@@ -198,9 +199,11 @@ def test_footprints_that_only_overlap_are_brought_onto_each_other(job: tuple[Con
     lat = [v - degrees if s == "s1" else v for v, s in zip(lat, sensors, strict=True)]
     at = verdicts.schema.get_field_index("lat")
     pq.write_table(verdicts.set_column(at, verdicts.schema.field("lat"), [lat]), out / "collect" / "verdicts.parquet")
-    pairing = cfg.pairing.model_copy(update={"place": "footprint"})
-    summary = shard(cfg.model_copy(update={"pairing": pairing}), Options())
-    moved, plain = (PairReader(str(out / s.outputs["store"]))(0) for s in (summary, main_job.summaries["shard"]))
+    for path in (out / "shards", out / "ledger" / "shard"):
+        shutil.rmtree(path)
+    summary = shard(cfg, Options())
+    moved = PairReader(str(out / summary.outputs["store"]))(0)
+    plain = PairReader(str(main_job.path("shard", "store")))(0)
     np.testing.assert_array_equal(moved[0][:, 5:], plain[0][:, :-5])
     assert (moved[0][:, :5] == -32768).all()
     assert not moved[2][:5].any()
@@ -257,3 +260,36 @@ def test_ready_pairs_without_places_are_drawn_by_name(job: tuple[Config, Path], 
     assert [Path(r["uri"]).name for r in rejected] == ["alone.png"]
     with pytest.raises(ConfigError, match=r"wants data\.pairs"):
         shard(other.model_copy(update={"data": data.model_copy(update={"pairs": ""})}), Options())
+
+
+def test_a_limit_counts_shards(job: tuple[Config, Path]) -> None:
+    cfg, out = job
+    for path in (out / "shards", out / "ledger" / "shard"):
+        shutil.rmtree(path)
+    summary = shard(cfg, Options(limit=1))
+    store = out / summary.outputs["store"]
+    assert [p.name for p in (store / "eo" / "c").iterdir()] == ["0"]
+    tree = json.loads((out / "shard" / "summary.json").read_text())
+    size = summary.counts["pairs a shard"]
+    assert present(tree, np.arange(summary.counts["pairs"])).tolist() == list(range(size))
+
+
+def test_every_bad_image_of_a_shard_is_named_at_once(job: tuple[Config, Path], tmp_path: Path) -> None:
+    cfg, _ = job
+    for i in range(6):
+        for side in "AB":
+            path = tmp_path / "pairs" / f"train_{side}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (128 if i in (1, 4) and side == "A" else 256, 256), (9, 9, 9)).save(path)
+    data = cfg.data.model_copy(update={"kind": "folder_pair", "pairs": str(tmp_path / "pairs")})
+    run = cfg.run.model_copy(update={"out": str(tmp_path / "imported")})
+    sized = cfg.shard.model_copy(update={"samples": 6})
+    bad = cfg.model_copy(update={"data": data, "run": run, "shard": sized})
+    with pytest.raises(TooManyFailures, match=r"wrong_shape: .*and 1 more: .*train_A/4\.png.*train_A/1\.png"):
+        shard(bad.model_copy(update={"run": run.model_copy(update={"tolerance": 0.0})}), Options())
+    (tmp_path / "pairs" / "A").mkdir()
+    (tmp_path / "pairs" / "B").mkdir()
+    for side in "AB":
+        Image.new("RGB", (256, 256), (9, 9, 9)).save(tmp_path / "pairs" / side / "x.png")
+    with pytest.raises(ConfigError, match="give all one, or none"):
+        shard(bad, Options())

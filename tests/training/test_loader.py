@@ -323,6 +323,27 @@ def test_too_many_corrupt_samples_stop_the_run_at_the_same_step(capsys):
     capsys.readouterr()
 
 
+def test_the_bound_holds_over_a_resume(capsys):
+    """What was met before is given back: the resumed loader stops where an undisturbed one does."""
+    bad = tuple(range(0, 20, 4))
+
+    def until(made, start):
+        steps = start
+        with pytest.raises(Corrupt, match="3 training samples cannot be read"):
+            for _ in made.batches(start, 20):
+                steps += 1
+        return steps
+
+    whole = loader(n=20, batch=1, read=Broken(*bad), max_corrupt=2)
+    end = until(whole, 0)
+    first = loader(n=20, batch=1, read=Broken(*bad), max_corrupt=2)
+    list(first.batches(0, end - 1))
+    met = dict(first.replaced)
+    assert met
+    assert until(loader(n=20, batch=1, read=Broken(*bad), max_corrupt=2, replaced=met), end - 1) == end
+    capsys.readouterr()
+
+
 def test_nothing_left_to_read_ends(capsys):
     everything = Broken(*range(1000))
     with pytest.raises(Corrupt, match="17 training samples cannot be read"):
