@@ -31,6 +31,7 @@ from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_u
 from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import Artifact, Pair, Unit, digest, from_table
 from sar2eo_dist.report.page import write as write_report
+from sar2eo_dist.sources.ranged import ranged
 
 STAGE = "evaluate"
 
@@ -55,7 +56,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     whole = digest(sharded["digest"], weights)
     fingerprint = cfg.fingerprint(STAGE)
     plan: dict[str, tuple[Unit, Any]] = {}
-    with storage.open_read(storage.join(root, sharded["outputs"]["index"])) as f:
+    with ranged(storage.join(root, sharded["outputs"]["index"])) as f:
         rows = from_table(pq.read_table(f).take(chosen), Pair)
     for at in range(0, len(chosen), cfg.evaluate.slice):
         part = chosen[at : at + cfg.evaluate.slice]

@@ -32,6 +32,7 @@ from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.radiometry import encode_db, validity
 from sar2eo_dist.records import KEPT, Artifact, Pair, Rejected, TileRef, Unit, digest, from_table, schema, to_table
+from sar2eo_dist.sources.ranged import ranged
 
 STAGE = "shard"
 FORMAT = 2  # of a store; another one is another store, so that no run mixes two
@@ -110,7 +111,7 @@ def _collected(cfg: Config, root: str) -> tuple[pa.Table, pa.Table]:
     outputs = read_summary(cfg, "collect")["outputs"]
     tables = []
     for path, columns in ((outputs["pairs"], None), (outputs["verdicts"], [*COLUMNS, "reason"])):
-        with storage.open_read(storage.join(root, path)) as f:
+        with ranged(storage.join(root, path)) as f:
             tables.append(pq.read_table(f, columns=columns))
     return tables[0], tables[1].filter(pc.equal(tables[1]["reason"], KEPT)).drop_columns("reason")
 
@@ -189,7 +190,7 @@ def write(unit: Unit, i: int, number: int, *, root: str, store: str, arrays: tup
     """One shard: read its pairs, encode each as it comes, publish an object of each array."""
     begin, size = time.time(), 0
     bad: list[BadInput] = []
-    with storage.open_read(storage.join(root, store, "tiles.parquet")) as f:
+    with ranged(storage.join(root, store, "tiles.parquet")) as f:
         rows = pq.ParquetFile(f).read_row_group(i)
     refs = list(zip(_refs(rows, "sar"), _refs(rows, "eo"), strict=True))
     objects = [shards.Shard(spec, (i,) + (0,) * (len(spec.shape) - 1)) for spec in arrays]

@@ -250,6 +250,7 @@ def _loop(config: dict[str, Any]) -> None:
             config["board"].post.remote(step, f"{speed:.1f} samples/s  {note}")
 
     def on_checkpoint(step: int) -> None:
+        _union(loader.replaced, world)
         if rank:
             ray.train.report({"step": step})
             return

@@ -26,6 +26,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(PARALLEL, thread_name_prefix="ranges")
 
 
+def ranged(uri: str) -> RangedFile:
+    """A `RangedFile` of an object as it is now. Raises NotFound."""
+    return RangedFile(storage.info(uri))
+
+
 class RangedFile(io.RawIOBase):
     """Read-only view of one listed object. Not for two threads at once.
 

@@ -24,8 +24,10 @@ import zarr
 from zarr.storage import MemoryStore
 
 from sar2eo_dist import shards, sources, storage
-from sar2eo_dist.config import Scaling
+from sar2eo_dist.config import Pairing, Scaling, Split
 from sar2eo_dist.models import speed
+from sar2eo_dist.pairing.match import match
+from sar2eo_dist.pairing.split import assign
 from sar2eo_dist.radiometry import encode_db
 from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import Pair, schema
@@ -206,3 +208,23 @@ def test_an_index_of_a_million_rows(tmp_path: Path) -> None:
     assert len(planned) == 900_000
     print(f"\nindex of 1,000,000 rows ({len(sink.getvalue()) / 1e6:.0f} MB): opened in {opened:.2f} s, "
           f"an epoch planned in {total - opened:.2f} s more")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["cell", "footprint"])
+def test_matching_a_million_images(place: str) -> None:
+    """1,000,000 EO and 200,000 SAR images of 10,000 places over four years: pairs within 30 days, and their folds."""
+    rng = np.random.default_rng(0)
+
+    def tiles(count: int, sensor: str) -> pa.Table:
+        at = rng.integers(0, 10_000, count)
+        names = pa.array(np.char.add(f"{sensor}/", np.arange(count).astype(str)))
+        return pa.table({
+            "key": names, "place": pa.array(at.astype(str)), "lon": -60 + 0.02 * (at % 100), "lat": -8 + 0.02 * (at // 100),
+            "date": pa.array(rng.integers(17_000, 18_500, count, np.int32), pa.date32()), "reason": pa.repeat("", count),
+            "orbit": pa.repeat("ascending", count), "platform": pa.repeat("S1A", count), "digest": names,
+        })  # fmt: skip
+
+    sar, eo, rule = tiles(200_000, "s1"), tiles(1_000_000, "s2"), Pairing(place=place)
+    pairs = match(sar, eo, rule)
+    matching, folds = rates([lambda: match(sar, eo, rule), lambda: assign(pairs, Split())], 1, repeat=2)
+    print(f"\n{len(pairs):,} pairs by {place}: matched in {1 / matching:.1f} s, folds in {1 / folds:.2f} s")

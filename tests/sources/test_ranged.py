@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,3 +99,20 @@ def test_an_object_that_shrank_or_went_is_an_outage(tmp_path: Path) -> None:
     storage.delete(uri)
     with pytest.raises(NotFound):
         file.read(10)
+
+
+def test_parquet_reads_through_it_and_an_outage_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow hands our own errors on; fsspec's handles would raise their backend's, without a retry."""
+    table = pa.table({"a": np.arange(200_000), "b": np.random.default_rng(0).random(200_000)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=50_000)
+    with ranged.ranged(str(tmp_path / "x.parquet")) as f:
+        assert pq.ParquetFile(f).read_row_group(2).equals(table.slice(100_000, 50_000))
+    with ranged.ranged(str(tmp_path / "x.parquet")) as f:
+        file = pq.ParquetFile(f)
+
+        def down(uri: str, start: int, end: int) -> bytes:
+            raise Unavailable(uri, "store did not answer")
+
+        monkeypatch.setattr(storage, "read_range", down)
+        with pytest.raises(Unavailable, match=r"x\.parquet"):
+            file.read_row_group(0)
