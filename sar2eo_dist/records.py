@@ -32,11 +32,15 @@ REASONS: dict[str, str] = {
     "wrong_shape": "not a 256 x 256 patch",
     "wrong_dtype": "pixel type is not the sensor's",
     "all_nodata": "no valid pixel",
-    "qa60": "QA60 flags cloud",
+    "qa60": "the product's own mask (QA60, SCL) flags cloud",
     "constant": "a band has one single value",
     "alpha": "pixels surpass alpha (bright cloud)",
     "brightness": "mean brightness too low (night)",
     "dark": "too many dark pixels (no data, shadow)",
+    "partial": "too few pixels with data",
+    "night": "too little light",
+    "white": "bright and white pixels (cloud)",
+    "haze": "haze",
     "not_scored": "the feature extractor gave a non-finite score",
     "frechet": "too close to the cloud set",
 }
@@ -60,10 +64,10 @@ class TileRef:
     sensor      "s1" or "s2"
     lon, lat    centre, degrees
     date        acquisition day (UTC)
-    kind        the source that can read it: "multiearth_tiff", "multiearth_netcdf" or "folder_pair"
-    bands       band names present, S1_BANDS or S2_BANDS first, then QA60 where there is one
-    uris        one per band (TIFF), or a single file (NetCDF)
-    rows        row of each band in the NetCDF file; empty for TIFF
+    kind        the source that can read it: "multiearth_tiff", "multiearth_netcdf", "scenes" or "folder_pair"
+    bands       band names present, S1_BANDS or S2_BANDS first, then QA60 or SCL where there is one
+    uris        one per band, or a single file that holds them all
+    rows        where in the files: row of a NetCDF file; (row, column) of a scene's pixels; empty for TIFF patches
     digest      of the listed inputs: URI, size, ETag or mtime of each file
     orbit       "ascending", "descending" or "unknown"; platform e.g. "S1A" or "unknown"
     """
@@ -109,10 +113,18 @@ class Verdict:
     max_dn           largest DN of B4, B3, B2
     alpha_fraction   share of pixels with any of B4, B3, B2 >= alpha, 0..1
     brightness       mean V of HSV of the stretched 8-bit image, 0..255
-    dark_fraction    share of dark pixels, 0..1
+    dark_fraction    share of dark pixels as the paper counts them, 0..1
+    dark_released    the same as the authors' script counts them
+    qa60_any         share of pixels with any QA60 value > 0: the script's rule
+    contrast         smallest (max - min) of a band, DN; 0 = a constant band
+    light            mean DN of the brightest band of each pixel
+    white_fraction   share of bright and white pixels (cloud), 0..1
+    haze             haze index (cca/cloud.py)
+    offset           DN that the product adds to reflectance x 10000 (its metadata: 0 or 1000), removed from all DN here
     valid_fraction   share of pixels with data in every band, 0..1
     score            Frechet distance to the cloud set, named by `score_name` (`fid`, or `fd_<extractor>`); NaN = none
-    Unmeasured numbers are NaN.
+    scored_by        digest of what made the score: cloud set, extractor, distance, pack, threads
+    Unmeasured numbers are NaN. Which thresholds apply is not part of a verdict but for `reason`: they are a filter.
     """
 
     key: str
@@ -137,8 +149,16 @@ class Verdict:
     alpha_fraction: float = float("nan")
     brightness: float = float("nan")
     dark_fraction: float = float("nan")
+    dark_released: float = float("nan")
+    qa60_any: float = float("nan")
+    contrast: float = float("nan")
+    light: float = float("nan")
+    white_fraction: float = float("nan")
+    haze: float = float("nan")
+    offset: float = float("nan")
     score: float = float("nan")
     score_name: str = ""
+    scored_by: str = ""
 
     @property
     def ref(self) -> TileRef:
@@ -152,7 +172,9 @@ class Calibration:
 
     score_name, rule ("range", "literal", "quantile", "otsu" or "none"), beta; low and high: the ends of the range of
     scores that the rule used; threshold: scores strictly below it are dropped; count: scores that entered;
-    reference: digest of the cloud set.
+    reference: `scored_by` of these scores; version: 1, 2, ... within a run folder, 0 = not frozen; kept: share of the
+    scores that it kept; quantiles: 101 of the scores, 0 to 100 %, which later scores are compared with; units: ids of
+    the units whose scores entered.
     """
 
     score_name: str
@@ -163,6 +185,10 @@ class Calibration:
     threshold: float
     count: int
     reference: str
+    version: int = 0
+    kept: float = float("nan")
+    quantiles: tuple[float, ...] = ()
+    units: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def test_fingerprint_moves_with_what_affects_results_and_only_with_it() -> None:
         load(overrides=[o])
         for o in ("run.out=x", "resources.readers=9", "cca.beta=0.9", "cca.slice=7", "cca.rule=otsu")
     ]
-    other = [load(overrides=[o]) for o in ("cca.alpha=4000", "cca.pack=8", "cca.profile=released", "cca.threads=2")]
+    other = [load(overrides=[o]) for o in ("cca.alpha=4000", "cca.level=l1c")]
     assert {c.fingerprint("collect") for c in same} == {base.fingerprint("collect")}
     assert base.fingerprint("collect") not in {c.fingerprint("collect") for c in other}
     assert load(overrides=["train.translate.log_every=3"]).fingerprint("train") == base.fingerprint("train")

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from sar2eo_dist import radiometry as rm
-from sar2eo_dist.config import Scaling
 from sar2eo_dist.errors import BadInput, ConfigError
+from sar2eo_dist.sections import Scaling
 
 SARS, THIRDS = ("minmax", "tanh", "tanh_fixed", "fixed"), ("ratio_stretched", "difference_db", "mean_db")
 db_values = st.floats(-60, 30, width=32)

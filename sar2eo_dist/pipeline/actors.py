@@ -15,12 +15,12 @@ import torch
 
 from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference, point_distance
-from sar2eo_dist.config import CCA, Scaling, Speed
 from sar2eo_dist.models import bundle
 from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.models.extractors import Extractor, extractor
 from sar2eo_dist.radiometry import scale_sar
 from sar2eo_dist.records import KEPT, PATCH, S2, Verdict, from_table, to_table
+from sar2eo_dist.sections import CCA, Scaling, Speed
 
 
 def device_of_actor() -> str:

@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.cca import assess, exposure
-from sar2eo_dist.config import CCA, Config
+from sar2eo_dist.config import Config
 from sar2eo_dist.errors import AccessDenied, BadInput, ConfigError, NotFound
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.pipeline import cluster, selection
@@ -34,6 +34,7 @@ from sar2eo_dist.pipeline.reference import reference_images, reference_set
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
 from sar2eo_dist.radiometry import validity
 from sar2eo_dist.records import KEPT, S1, S2, TileRef, Unit, Verdict, by_key, digest, from_table, to_table
+from sar2eo_dist.sections import CCA
 
 STAGE = "collect"
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from sar2eo_dist import storage
-from sar2eo_dist.config import Config, Speed
+from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation.baselines import LinearFit, LinearModel, MeanImage, constant
 from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
@@ -31,6 +31,7 @@ from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_u
 from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import Artifact, Pair, Unit, digest, from_table
 from sar2eo_dist.report.page import write as write_report
+from sar2eo_dist.sections import Speed
 from sar2eo_dist.sources.ranged import ranged
 
 STAGE = "evaluate"

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from sar2eo_dist import storage
-from sar2eo_dist.config import Config, Scaling
+from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, TooManyFailures
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.pipeline import cluster, units
@@ -35,6 +35,7 @@ from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, 
 from sar2eo_dist.radiometry import DN_RANGE, RANGES, decode_db, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.reader import PairReader
 from sar2eo_dist.records import S1_BANDS, S2_BANDS, Artifact, Pair, Unit, digest, from_table
+from sar2eo_dist.sections import Scaling
 from sar2eo_dist.sources.folder_pair import encode_png, encode_tiff, stem
 
 STAGE = "export"

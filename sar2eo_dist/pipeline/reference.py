@@ -16,13 +16,14 @@ from ray.data import ActorPoolStrategy
 
 from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference
-from sar2eo_dist.config import CCA, Config
+from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, ReferenceSetError, StorageError
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.models import inception
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.actors import load_extractor, padded_features
 from sar2eo_dist.records import PATCH, Unit
+from sar2eo_dist.sections import CCA
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 

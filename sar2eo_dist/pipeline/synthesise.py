@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from sar2eo_dist import storage
-from sar2eo_dist.config import Config, Synthetic
+from sar2eo_dist.config import Config
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
 from sar2eo_dist.records import Unit
+from sar2eo_dist.sections import Synthetic
 from sar2eo_dist.sources import synthetic_write as world
 
 STAGE = "synthesise"

@@ -24,7 +24,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer, get_device
 
 from sar2eo_dist import __version__, storage
-from sar2eo_dist.config import Config, Scaling, Speed, Stage
+from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle, translator
@@ -36,6 +36,7 @@ from sar2eo_dist.pipeline.shard import present
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, now, read_summary, run_stage, write_summary
 from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import PATCH, S1_BANDS, S2_BANDS, Unit
+from sar2eo_dist.sections import Scaling, Speed, Stage
 from sar2eo_dist.training import checkpoint as checkpoints
 from sar2eo_dist.training.enhance import Translated
 from sar2eo_dist.training.fit import fit, seed

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo_dist import shards, storage
-from sar2eo_dist.config import Config, Speed
+from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle
@@ -25,6 +25,7 @@ from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.radiometry import scale_sar, to_uint8, validity
 from sar2eo_dist.records import SceneRef, Unit, digest
+from sar2eo_dist.sections import Speed
 from sar2eo_dist.sources import scenes
 
 STAGE = "translate"

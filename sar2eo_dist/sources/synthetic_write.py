@@ -35,8 +35,8 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from sar2eo_dist import storage
-from sar2eo_dist.config import Synthetic
 from sar2eo_dist.records import PATCH, S1, S1_BANDS, S2, S2_BANDS, Artifact, place_key
+from sar2eo_dist.sections import Synthetic
 from sar2eo_dist.sources import synthetic as syn
 from sar2eo_dist.sources import synthetic_netcdf, synthetic_sky
 from sar2eo_dist.sources import synthetic_noise as sn

@@ -24,13 +24,13 @@ import zarr
 from zarr.storage import MemoryStore
 
 from sar2eo_dist import shards, sources, storage
-from sar2eo_dist.config import Pairing, Scaling, Split
 from sar2eo_dist.models import speed
 from sar2eo_dist.pairing.match import match
 from sar2eo_dist.pairing.split import assign
 from sar2eo_dist.radiometry import encode_db
 from sar2eo_dist.reader import PairReader, ranks
 from sar2eo_dist.records import Pair, schema
+from sar2eo_dist.sections import Pairing, Scaling, Split
 from sar2eo_dist.training.loader import Loader, order
 
 COUNT = 448  # one object of the default size

@@ -9,7 +9,7 @@ import numpy as np
 
 from sar2eo_dist.cca import assess
 from sar2eo_dist.cca.frechet import Reference, frechet_distance, point_distance
-from sar2eo_dist.config import CCA
+from sar2eo_dist.sections import CCA
 
 RNG = np.random.default_rng(0)
 

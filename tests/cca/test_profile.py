@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from sar2eo_dist.cca import profile
 from sar2eo_dist.cca.profile import assess
-from sar2eo_dist.config import CCA
 from sar2eo_dist.errors import BadInput
 from sar2eo_dist.records import Verdict
+from sar2eo_dist.sections import CCA
 
 
 def tile(seed: int = 0, low: int = 1, high: int = 3000, side: int = 32) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sar2eo_dist"
 STDLIB = set(sys.stdlib_module_names)
-NOUNS = {"records", "config", "errors"}
+NOUNS = {"records", "config", "sections", "errors"}
 FLOOR = NOUNS | {"atomic", "storage", "ledger", "shards"}
 PIXELS = {"radiometry", "cca", "pairing", "mosaic"}
 
@@ -20,6 +20,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "records": ({"pyarrow"}, NOUNS),
     "errors": (set(), NOUNS),
     "config": ({"pydantic", "yaml"}, NOUNS),
+    "sections": ({"pydantic"}, NOUNS),
     "atomic": (set(), set()),
     "storage": ({"fsspec", "numpy"}, NOUNS | {"atomic"}),
     "ledger": ({"numpy"}, FLOOR),
@@ -123,6 +124,7 @@ def test_models_import_on_a_bare_torch_machine() -> None:
             for name, typing_only in imports(path):
                 heavy = name.partition(".")[0] in {"ray", "zarr", "pydantic"} or name in {
                     "sar2eo_dist.config",
+                    "sar2eo_dist.sections",
                     "sar2eo_dist.shards",
                 }
                 assert typing_only or not heavy, f"{path}: {name}"

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiles import days, patch_at, run, table, tile
 
-from sar2eo_dist.config import Pairing
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.pairing import match as module
 from sar2eo_dist.pairing.match import match
 from sar2eo_dist.pairing.split import PATCH_DEGREES
 from sar2eo_dist.pairing.yields import curve
 from sar2eo_dist.records import Pair, Verdict, from_table, schema
+from sar2eo_dist.sections import Pairing
 
 
 def test_the_real_site():

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sar2eo_dist.config import Split
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.pairing.split import METRES_PER_DEGREE, PATCH_DEGREES, SPLITS, assign, assign_by_name, fold
 from sar2eo_dist.records import Pair, from_table, schema, to_table
+from sar2eo_dist.sections import Split
 
 DAY = dt.date(2019, 6, 1)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiles import days, patch_at, run, table, tile
 
-from sar2eo_dist.config import Pairing
 from sar2eo_dist.pairing import match as module
 from sar2eo_dist.pairing.yields import curve, horizon
+from sar2eo_dist.sections import Pairing
 
 
 @pytest.mark.parametrize(("max_days", "last"), [(0, 30), (7, 30), (15, 30), (16, 32), (45, 90), (46, 90), (400, 90)])

@@ -7,9 +7,9 @@ import itertools
 
 import pyarrow as pa
 
-from sar2eo_dist.config import Pairing
 from sar2eo_dist.pairing import match as module
 from sar2eo_dist.records import Pair, TileRef, Verdict, from_table, to_table
+from sar2eo_dist.sections import Pairing
 
 DAY0 = dt.date(2019, 6, 1)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from small_job import Done, rerun
 
 from sar2eo_dist import shards, sources, storage
-from sar2eo_dist.config import Config, Scaling, load
+from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import ConfigError, TooManyFailures
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.pipeline import cluster, units
@@ -27,6 +27,7 @@ from sar2eo_dist.pipeline.stage import Failure, Options, Summary
 from sar2eo_dist.radiometry import decode_db, encode_db, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.reader import PairReader
 from sar2eo_dist.records import Pair, to_table
+from sar2eo_dist.sections import Scaling
 
 SPLITS = ["train", "train", "train", "val", "val"]
 RNG = np.random.default_rng(11)

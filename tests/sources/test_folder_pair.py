@@ -20,10 +20,10 @@ from PIL import Image
 from rasterio.io import MemoryFile
 
 from sar2eo_dist import sources, storage
-from sar2eo_dist.config import Scaling
 from sar2eo_dist.errors import BadInput, ConfigError, NotFound, SourceChanged
 from sar2eo_dist.radiometry import decode_db, encode_db, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.records import Pair
+from sar2eo_dist.sections import Scaling
 from sar2eo_dist.sources.folder_pair import UNKNOWN, FolderPair, encode_png, encode_tiff, list_pairs, stem
 
 RNG = np.random.default_rng(3)

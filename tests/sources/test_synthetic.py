@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sar2eo_dist.cca import profile
-from sar2eo_dist.config import CCA, Synthetic
 from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.sections import CCA, Synthetic
 from sar2eo_dist.sources import synthetic as syn
 from sar2eo_dist.sources import synthetic_noise as sn
 from sar2eo_dist.sources import synthetic_sky as sky

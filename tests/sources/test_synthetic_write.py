@@ -14,8 +14,8 @@ import rasterio
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.cca import exposure
-from sar2eo_dist.config import Synthetic
 from sar2eo_dist.records import Artifact
+from sar2eo_dist.sections import Synthetic
 from sar2eo_dist.sources import multiearth_netcdf, multiearth_tiff, scenes
 from sar2eo_dist.sources import synthetic as syn
 from sar2eo_dist.sources import synthetic_write as sw

@@ -1,0 +1,222 @@
+"""The sections of the config tree: every key with its default, its range and where a threshold comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
+
+
+class Run(Section):
+    """Where results go and how a bad night is borne. None of it changes a result."""
+
+    out: str = Field("runs/default", description="folder or URI of everything this run writes")
+    max_attempts: int = Field(3, ge=1, description="attempts before a unit is quarantined")
+    tolerance: Fraction = Field(0.01, description="share of units that may be quarantined; beyond it the run fails")
+
+
+class Data(Section):
+    """What lies in the bucket."""
+
+    kind: Literal["multiearth_tiff", "multiearth_netcdf", "scenes", "folder_pair"] = "multiearth_tiff"
+    s1: str = Field("", description="TIFF folder, NetCDF file or folder of scenes of Sentinel-1, any fsspec URI")
+    s2: str = Field("", description="the same of Sentinel-2")
+    pairs: str = Field(
+        "", description="folder_pair: folder of ready pairs, A and B or {split}_A and {split}_B; no collect"
+    )
+    target: str = Field("", description="MultiEarth target NetCDF (places and dates without images), for patch output")
+    scene: str = Field("", description="geocoded S1 scene (COG with VV, VH) to translate into a mosaic")
+    units: Literal["", "db", "linear"] = Field("", description="of the scene; empty = what its tags declare")
+    quantity: Literal["", "sigma0", "gamma0"] = Field("", description="of the scene; empty = what its tags declare")
+    truth: str = Field("", description="synthetic world only: COG of the scene's cloud-free truth, for the report")
+
+
+class Synthetic(Section):
+    """The seeded Amazon-like world of `sources/synthetic`; sizes in pixels of 10 m."""
+
+    enabled: bool = False
+    root: str = Field("runs/world", description="folder or URI it is written to, completed by its fingerprint")
+    seed: int = 7
+    places: tuple[PositiveInt, PositiveInt] = Field(
+        (9, 12), description="rows, columns of the 0.02 degree grid written as patches"
+    )
+    dates: int = Field(3, ge=1, description="acquisition dates of each sensor")
+    scene: tuple[PositiveInt, PositiveInt] = Field((1024, 1024), description="rows, columns of the S1 scene")
+    reference: int = Field(64, ge=2, description="images of the cloud reference set")
+
+
+#: profile -> defaults that differ from the paper's; a key given in the config wins
+PROFILES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {"dark_max_fraction": 0.3},
+    "recommended": {
+        "alpha_max_fraction": 1.0,
+        "brightness_min": 0.0,
+        "dark_max_fraction": 1.0,
+        "light_min": 150.0,
+        "valid_min_fraction": 0.95,
+        "white_max_fraction": 0.005,
+        "distance": "position",
+        "rule": "quantile",
+    },
+    "none": {},
+}
+
+
+class CCA(Section):
+    """Clean Collector Algorithm. Thresholds: arXiv 2306.12626 [P], its authors' published scripts [S], or physics."""
+
+    profile: Literal["paper", "released", "recommended", "none"] = Field(
+        "paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all"
+    )
+    level: Literal["l2a", "l1c"] = Field("l2a", description="of the S2 product; l1c carries Rayleigh light")
+    qa60_max_fraction: Fraction = Field(0.0, description="share of QA60-cloudy pixels allowed [P, S: any pixel]")
+    alpha: int = Field(4096, description="DN; pixel threshold [P, S]")
+    alpha_max_fraction: Fraction = Field(0.0, description="share of pixels with DN >= alpha allowed [P, S: none]")
+    brightness_min: float = Field(30.0, description="mean V of HSV of the stretched image, 0..255 [P, S]")
+    dark_max_fraction: Fraction = Field(0.1, description="share of dark pixels allowed [P: 0.1, S: 0.3]")
+    light_min: float = Field(0.0, description="mean DN of the brightest band, offset removed; below it is night")
+    valid_min_fraction: Fraction = Field(0.0, description="share of pixels with data wanted")
+    white_max_fraction: Fraction = Field(1.0, description="share of bright and white pixels allowed: small clouds")
+    haze_max: float = Field(float("1e9"), description="haze index allowed; measured and reported in any case")
+    extractor: Literal["inception", "efficientnet_lite0", "null"] = Field(
+        "inception", description="`null` is no network but channel means: it measures what everything else costs"
+    )
+    weights: str = Field("", description="inception: URI of pt_inception-2015-12-05-6726825d.pth")
+    reference: str = Field(
+        "", description="cloud set: folder of 8-bit RGB images, a list of their URIs (.txt), or a built .npz; any URI"
+    )
+    distance: Literal["point", "spatial", "position"] = Field(
+        "point", description="of the pooled feature; of all positions as a sample; of the cloudiest position"
+    )
+    rule: Literal["range", "literal", "quantile", "otsu"] = "range"
+    beta: float = Field(0.4, description="F_th = low + (high - low) * beta [P]; `quantile`: low, high = 0.1, 99.9 %")
+    min_kept: Fraction = Field(0.01, description="loud stop where a smaller share of the scored tiles is kept")
+    max_kept: Fraction = Field(1.0, description="loud stop where a larger share of the scored tiles is kept")
+    calibration: str = Field("", description="URI of a frozen calibration.json to use; empty = this run folder's own")
+    drift_max: Fraction = Field(0.1, description="Kolmogorov-Smirnov distance of new scores that is reported as drift")
+    pack: int = Field(32, ge=1, description="tiles in one forward of the extractor; fixed, so results are")
+    threads: int = Field(1, ge=1, description="CPU threads of one extractor")
+    slice: int = Field(2000, ge=1, description="tiles in one unit of work, about")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, tree: Any) -> Any:
+        """The profile's defaults under what is given."""
+        return PROFILES.get(tree.get("profile", "paper"), {}) | tree if isinstance(tree, dict) else tree
+
+
+class Pairing(Section):
+    max_days: int = Field(30, ge=0, description="largest |EO date - SAR date|")
+    mode: Literal["nearest", "all", "released"] = Field(
+        "nearest",
+        description="nearest SAR of each EO image; every combination; or the authors': nearest, < 7 days, the last EO wins",
+    )
+    place: Literal["cell", "footprint"] = Field(
+        "cell", description="same place: the same 0.02 degree cell, or footprints that overlap (patches of scenes)"
+    )
+    min_overlap: float = Field(0.9, gt=0, le=1, description="footprint: share of a patch that both must cover")
+
+
+class Split(Section):
+    """Folds by coarse cells of the ground; a patch that comes near another fold's cell is in none (`guard`)."""
+
+    cell_degrees: float = Field(0.5, gt=0)
+    guard_degrees: float = Field(0.002, ge=0, description="margin around a patch's own footprint; 0.002 are 220 m")
+    val: Fraction = 0.1
+    test: Fraction = 0.0
+    seed: int = 0
+
+
+class Shard(Section):
+    samples: int = Field(448, ge=1, description="pairs in one shard object: on real patches 81 MB of SAR, 106 MB of EO")
+
+
+class Scaling(Section):
+    """`minmax` = dataset1, `tanh` = dataset2 of arXiv 2306.12626; `fixed` (constants, invertible) for mosaics."""
+
+    sar: Literal["minmax", "tanh", "tanh_fixed", "fixed"] = "fixed"
+    eo: Literal["minmax", "fixed"] = "fixed"
+    third: Literal["ratio_stretched", "difference_db", "mean_db"] = "difference_db"
+    median: Literal[0, 3, 5] = Field(3, description="median blur of the dB image, pixels; 0 = off")
+
+
+class Stage(Section):
+    """Training of one network. Batch and steps are stated globally: the worker count does not change their meaning."""
+
+    options: dict[str, Any] = Field(default_factory=dict, description="constructor options of the network")
+    steps: int = Field(200_000, ge=1)
+    batch: int = Field(1, ge=1)
+    crop: int = Field(256, ge=16, description="side of the random crop, pixels")
+    lr: float = Field(2e-4, gt=0)
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+
+
+class Train(Section):
+    translator: str = Field("pix2pixhd", description="file of `models/` that translates")
+    enhancer: str = Field("restormer", description="file of `models/` that enhances; empty = none")
+    translate: Stage = Stage()
+    enhance: Stage = Stage(lr=3e-4)
+    seed: int = Field(0, ge=0)
+    shuffle: int = Field(8, ge=1, description="shards in one window of the shuffle; an epoch meets window after window")
+    max_corrupt: int = Field(16, ge=0, description="unreadable samples that are replaced by others; beyond it, a stop")
+    threads: int = Field(1, ge=1, description="CPU threads of one worker")
+
+
+class Speed(Section):
+    """How networks are run, in training and afterwards; the arithmetic's last bits depend on it (models/speed.py)."""
+
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of convolutions and matrix products")
+    compile: bool = Field(False, description="torch.compile: wants Triton on a GPU, a C++ compiler on a CPU")
+    checkpointing: bool = Field(False, description="training keeps few activations and computes the others twice")
+
+
+class Translate(Section):
+    window: int = Field(512, ge=32, description="side of a lattice window, pixels")
+    overlap: int = Field(256, ge=32, description="overlap of neighbouring windows, pixels")
+    block: int = Field(2048, ge=64, description="side of a block: one unit of work, one storage object")
+    statistics: Literal["window"] = "window"
+    threads: int = Field(1, ge=1, description="CPU threads of one translator; fixed, so results are")
+    max_days: int = Field(7, ge=0, description="patches: largest |target date - SAR date|")
+    quicklook: int = Field(1024, ge=64, description="longest side of the quick-look, pixels")
+    slice: int = Field(256, ge=1, description="patches in one unit of work")
+
+
+class Evaluate(Section):
+    split: Literal["val", "test", "train"] = "val"
+    samples: int = Field(6, ge=0, description="side-by-side samples in the report")
+    fit: int = Field(512, ge=1, description="training pairs that the linear baseline is fitted on")
+    threads: int = Field(1, ge=1, description="CPU threads of one actor")
+    slice: int = Field(256, ge=1, description="pairs in one unit of work")
+
+
+class Export(Section):
+    """Pairs as plain image folders (pix2pix style), for other people's trainers."""
+
+    to: str = Field("", description="folder or URI to write {split}_A and {split}_B below; empty = below run.out")
+    format: Literal["png", "tiff"] = Field("png", description="png: 8 bit, scaled as `scaling` says; tiff: dB and DN")
+    slice: int = Field(256, ge=1, description="pairs in one unit of work")
+
+
+class Resources(Section):
+    """What the machine gives. None of it changes a result, but for `workers`: trainings are equal for one world size."""
+
+    address: str = Field("", description="Ray cluster; empty = RAY_ADDRESS, or a Ray of its own on this machine")
+    object_store_mb: int = Field(0, description="0 = Ray's default")
+    readers: int = Field(0, ge=0, description="parallel read tasks; 0 = what the cluster has")
+    extractors: int = Field(0, ge=0, description="extractor actors at most; 0 = one a GPU, or by CPUs")
+    extractors_min: int = Field(0, ge=0, description="extractor actors kept while there is little work; 0 = all")
+    translators: int = Field(0, ge=0, description="translation actors; 0 = one a GPU, or by CPUs")
+    workers: int = Field(1, ge=1, description="training workers")
+    loaders: int = Field(0, ge=0, description="threads of a training worker that read pairs; 0 = 2, from a bucket 16")
+    prefetch_mb: int = Field(256, ge=1, description="memory of one training worker for batches made ahead")
+    gpu: Literal["auto", "never"] = "auto"
