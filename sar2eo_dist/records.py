@@ -108,7 +108,7 @@ class Rejected:
 class Verdict:
     """What was MEASURED on one tile, kept or not, with the first failing reason of stages 1 and 2 ("" = none).
 
-    qa60_state       "clear", "cloudy", "unknown" (no QA60 band) or "" (S1)
+    qa60_state       "cloudy" (QA60 flags a pixel), "clear" (none), "unknown" (no QA60 band) or "" (S1)
     qa60_fraction    share of pixels with QA60 bit 10 or 11, 0..1
     max_dn           largest DN of B4, B3, B2
     alpha_fraction   share of pixels with any of B4, B3, B2 >= alpha, 0..1
@@ -117,13 +117,14 @@ class Verdict:
     dark_released    the same as the authors' script counts them
     qa60_any         share of pixels with any QA60 value > 0: the script's rule
     contrast         smallest (max - min) of a band, DN; 0 = a constant band
-    light            mean DN of the brightest band of each pixel
-    white_fraction   share of bright and white pixels (cloud), 0..1
-    haze             haze index (cca/cloud.py)
+    light            DN that the brightest band of nine tenths of the pixels reaches (cca/cloud.py)
+    white_fraction   share of bright and white pixels (cloud) among those with data, 0..1
+    haze             blue light too much over the pixels that are not white, DN (cca/cloud.py)
     offset           DN that the product adds to reflectance x 10000 (its metadata: 0 or 1000), removed from all DN here
     valid_fraction   share of pixels with data in every band, 0..1
     score            Frechet distance to the cloud set, named by `score_name` (`fid`, or `fd_<extractor>`); NaN = none
     scored_by        digest of what made the score: cloud set, extractor, distance, pack, threads
+    unit             id of the unit of work that measured the tile
     Unmeasured numbers are NaN. Which thresholds apply is not part of a verdict but for `reason`: they are a filter.
     """
 
@@ -159,6 +160,7 @@ class Verdict:
     score: float = float("nan")
     score_name: str = ""
     scored_by: str = ""
+    unit: str = ""
 
     @property
     def ref(self) -> TileRef:

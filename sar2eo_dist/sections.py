@@ -58,11 +58,12 @@ PROFILES: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {"dark_max_fraction": 0.3},
     "recommended": {
+        "qa60_max_fraction": 0.005,
         "alpha_max_fraction": 1.0,
         "brightness_min": 0.0,
         "dark_max_fraction": 1.0,
-        "light_min": 150.0,
         "valid_min_fraction": 0.95,
+        "light_min": 80.0,
         "white_max_fraction": 0.005,
         "distance": "position",
         "rule": "quantile",
@@ -72,27 +73,53 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 
 class CCA(Section):
-    """Clean Collector Algorithm. Thresholds: arXiv 2306.12626 [P], its authors' published scripts [S], or physics."""
+    """Clean Collector Algorithm. Thresholds: arXiv 2306.12626 [P], its authors' published scripts [S], physics (derived in
+    cca/cloud.py) or the synthetic world; none was fitted to labelled real images."""
 
     profile: Literal["paper", "released", "recommended", "none"] = Field(
         "paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all"
     )
-    level: Literal["l2a", "l1c"] = Field("l2a", description="of the S2 product; l1c carries Rayleigh light")
-    qa60_max_fraction: Fraction = Field(0.0, description="share of QA60-cloudy pixels allowed [P, S: any pixel]")
+    level: Literal["l2a", "l1c"] = Field(
+        "l2a",
+        description="of the S2 product: from l1c molecular light is removed before clouds are looked for (physics)",
+    )
+    qa60_max_fraction: Fraction = Field(
+        0.0, description="share of pixels allowed that QA60 flags [P, S: none]; recommended: 0.005, as for white pixels"
+    )
     alpha: int = Field(4096, description="DN; pixel threshold [P, S]")
     alpha_max_fraction: Fraction = Field(0.0, description="share of pixels with DN >= alpha allowed [P, S: none]")
     brightness_min: float = Field(30.0, description="mean V of HSV of the stretched image, 0..255 [P, S]")
     dark_max_fraction: Fraction = Field(0.1, description="share of dark pixels allowed [P: 0.1, S: 0.3]")
-    light_min: float = Field(0.0, description="mean DN of the brightest band, offset removed; below it is night")
-    valid_min_fraction: Fraction = Field(0.0, description="share of pixels with data wanted")
-    white_max_fraction: Fraction = Field(1.0, description="share of bright and white pixels allowed: small clouds")
-    haze_max: float = Field(float("1e9"), description="haze index allowed; measured and reported in any case")
-    extractor: Literal["inception", "efficientnet_lite0", "null"] = Field(
-        "inception", description="`null` is no network but channel means: it measures what everything else costs"
+    valid_min_fraction: Fraction = Field(
+        0.0, description="share of pixels with data wanted; recommended: 0.95, a swath edge that stays a margin"
+    )
+    light_min: float = Field(
+        0.0, description="DN that 9 tenths of a tile must reach, else it is night; recommended: 80, below the darkest water "
+        "by day (reflectance 0.01) and above the synthetic world's night"
+    )  # fmt: skip
+    white_dn: int = Field(
+        900, ge=0, description="DN of B2 above which a pixel may be cloud: forest covered to 1/7 (physics)"
+    )
+    white_blue: float = Field(
+        0.75, ge=0, le=20, description="B2 / B4 above which it may be: soil and sand have 0.4 to 0.7, cloud 1 (physics)"
+    )
+    white_spread: float = Field(
+        0.7, ge=0, le=3, description="(max - min) / mean of the bands below which it may be: whiteness as in Fmask"
+    )
+    white_max_fraction: Fraction = Field(
+        1.0, description="share allowed of white pixels in 3 x 3 blocks; recommended: 0.005, between the most that clear "
+        "ground of the synthetic world shows (0.001) and a cloud of 2 %"
+    )  # fmt: skip
+    haze_max: float = Field(
+        float("1e9"), description="DN of blue light too much that is allowed; reported in any case; 100 is visible haze"
+    )
+    extractor: Literal["inception", "efficientnet_lite0", "means"] = Field(
+        "inception", description="`means` is no network but channel means: to measure what all else costs"
     )
     weights: str = Field("", description="inception: URI of pt_inception-2015-12-05-6726825d.pth")
     reference: str = Field(
-        "", description="cloud set: folder of 8-bit RGB images, a list of their URIs (.txt), or a built .npz; any URI"
+        "",
+        description="cloud set: folder of 8-bit RGB images, list of them (.txt), candidates (.csv), built (.npz)",
     )
     distance: Literal["point", "spatial", "position"] = Field(
         "point", description="of the pooled feature; of all positions as a sample; of the cloudiest position"

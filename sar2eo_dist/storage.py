@@ -7,31 +7,25 @@ raised at once under their names (errors.NotFound, errors.AccessDenied, errors.U
 
 from __future__ import annotations
 
-import errno
-import functools
 import hashlib
+import itertools
 import os
 import posixpath
-import random
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sar2eo_dist import atomic
-from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, StorageFull, Unavailable
+from sar2eo_dist.errors import NotFound, StorageError
 from sar2eo_dist.records import Artifact, digest
+from sar2eo_dist.retry import named as named
+from sar2eo_dist.retry import retried
 
-RETRIES = 6  # further attempts after the first: with s3fs's own, an outage of half a minute is waited out
-BACKOFF_S = 0.5  # first upper bound of the jittered pause; doubles up to 20 s
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-
-P = ParamSpec("P")
-R = TypeVar("R")
+PAGE = 1000  # objects of one page of a listing, as S3 gives them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,48 +58,6 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
 
 
-def named(uri: str, e: BaseException) -> StorageError:
-    """The named error of whatever a file system raised."""
-    text = f"{type(e).__name__}: {e}".strip().rstrip(":")
-    code = str(getattr(e, "response", {}).get("Error", {}).get("Code", "")) if hasattr(e, "response") else ""
-    if isinstance(e, FileNotFoundError | NotADirectoryError) or code in {"NoSuchBucket", "NoSuchKey", "404"}:
-        return NotFound(uri, "not found")
-    denied = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "403", "ExpiredToken", "InvalidToken"}
-    if (
-        isinstance(e, PermissionError)
-        or code in denied
-        or type(e).__name__ in {"NoCredentialsError", "PartialCredentialsError"}
-    ):
-        return AccessDenied(uri, f"access denied, check the credentials ({text})")
-    if isinstance(e, OSError) and e.errno in FULL:
-        return StorageFull(uri, f"cannot be written ({e.strerror}): make room, then run the same command again")
-    if isinstance(e, ValueError | ImportError | IsADirectoryError):
-        return StorageError(uri, f"cannot use this URI ({text})")
-    return Unavailable(uri, f"store did not answer ({text})")
-
-
-def _retried(fn: Callable[P, R]) -> Callable[P, R]:
-    """Retry what may pass (Unavailable); raise the rest at once. The URI is the first argument."""
-
-    @functools.wraps(fn)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for attempt in range(RETRIES + 1):
-            try:
-                return fn(*args, **kwargs)
-            except FileExistsError:
-                raise
-            except StorageError:
-                raise
-            except Exception as e:
-                error = named(str(args[0]), e)
-                if attempt == RETRIES or not isinstance(error, Unavailable):
-                    raise error from e
-                time.sleep(random.uniform(0, min(20.0, BACKOFF_S * 2**attempt)))
-        raise AssertionError("unreachable")
-
-    return call
-
-
 def filesystem(uri: str) -> tuple[Any, str]:
     """(fsspec file system, path in it). Credentials and endpoint come from the standard chain of the environment."""
     try:
@@ -115,7 +67,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     return fs, path
 
 
-@_retried
+@retried
 def read_bytes(uri: str) -> bytes:
     """A whole object."""
     fs, path = filesystem(uri)
@@ -123,7 +75,7 @@ def read_bytes(uri: str) -> bytes:
     return data
 
 
-@_retried
+@retried
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes [start, end) of an object."""
     fs, path = filesystem(uri)
@@ -131,7 +83,7 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     return data
 
 
-@_retried
+@retried
 def read_tail(uri: str, size: int) -> bytes:
     """The last `size` bytes of an object; all of a smaller one."""
     fs, path = filesystem(uri)
@@ -156,7 +108,7 @@ def local_path(uri: str) -> str:
     return str(path) if isinstance(fs, LocalFileSystem) else ""
 
 
-@_retried
+@retried
 def open_read(uri: str) -> IO[bytes]:
     """A seekable reader that fetches what is asked for."""
     fs, path = filesystem(uri)
@@ -164,47 +116,111 @@ def open_read(uri: str) -> IO[bytes]:
     return handle
 
 
-@_retried
+@retried
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     return bool(fs.exists(path))
 
 
-@_retried
+@retried
 def info(uri: str) -> Info:
     """Size and version mark of one object. Raises NotFound."""
     fs, path = filesystem(uri)
     fs.invalidate_cache()
-    return _info(fs, fs.info(path))
+    return _local_info(path) if isinstance(fs, LocalFileSystem) else _info(fs, fs.info(path))
 
 
 def _info(fs: Any, entry: dict[str, Any]) -> Info:
-    if isinstance(fs, LocalFileSystem):
-        return Info(entry["name"], int(entry["size"]), str(os.stat(entry["name"]).st_mtime_ns))
     mark = next((str(entry[k]) for k in ("ETag", "etag", "LastModified", "mtime", "created") if entry.get(k)), "")
     return Info(fs.unstrip_protocol(entry["name"]), int(entry["size"] or 0), mark.strip('"'))
 
 
-@_retried
+def _local_info(path: str) -> Info:
+    stat = os.stat(path)
+    return Info(path, stat.st_size, str(stat.st_mtime_ns))
+
+
 def list_files(uri: str) -> list[Info]:
     """All objects below a folder, recursively, in order of URI. Raises NotFound where there is no such folder."""
+    return [info for page in walk(uri) for info in page]
+
+
+def walk(uri: str) -> Iterator[list[Info]]:
+    """All objects below a folder, recursively, in order of URI, by pages of at most PAGE; the whole is never held.
+
+    Held are: of S3 one page, of a local disk the names of one folder and its parents (symbolic links are passed over),
+    elsewhere all of fsspec's listing. An outage of S3 is waited out within the page that it meets. Raises NotFound, at the
+    first page, where there is no such folder; the one object itself where the URI is no folder.
+    """
+    fs, path = filesystem(uri)
+    if "s3" in fs.protocol:
+        page, token = _s3_page(uri, "")
+        yield page
+        while token:
+            page, token = _s3_page(uri, token)
+            yield page
+        return
+    found = _local_files(path) if isinstance(fs, LocalFileSystem) else iter(_found(uri))
+    while page := list(itertools.islice(found, PAGE)):
+        yield page
+
+
+@retried
+def _s3_page(uri: str, token: str) -> tuple[list[Info], str]:
+    """A page of a listing and the token of the next one: "" asks for the first and ends the last."""
+    fs, path = filesystem(uri)
+    bucket, key, _ = fs.split_path(path)
+    more = {"ContinuationToken": token} if token else {}
+    reply = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", **more)
+    entries = [o | {"name": f"{bucket}/{o['Key']}", "size": o["Size"]} for o in reply.get("Contents", ())]
+    if not entries and not token and key:
+        fs.invalidate_cache()
+        entries = [e for e in (fs.info(path),) if e["type"] == "file"]
+    return [_info(fs, e) for e in entries if not _passed_over(e["name"])], reply.get("NextContinuationToken", "")
+
+
+def _local_files(path: str) -> Iterator[Info]:
+    if os.path.isfile(path):
+        yield _stat(path)
+        return
+    for entry in _names(path):
+        try:
+            if entry.endswith("/"):
+                yield from _local_files(os.path.join(path, entry[:-1]))
+            elif not _passed_over(entry):
+                yield _stat(os.path.join(path, entry))
+        except NotFound:
+            continue  # gone since it was listed
+
+
+@retried
+def _names(path: str) -> list[str]:
+    """What a local folder holds, folders ending in "/": so sorted, a walk is in order of the whole path."""
+    with os.scandir(path) as entries:
+        folders = ((e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False)) for e in entries)
+        return sorted(f"{name}/" if folder else name for name, folder, file in folders if folder or file)
+
+
+_stat = retried(_local_info)
+
+
+@retried
+def _found(uri: str) -> list[Info]:
     fs, path = filesystem(uri)
     fs.invalidate_cache()
     found = fs.find(path, withdirs=False, detail=True)
     if not found and not fs.exists(path):
         raise NotFound(uri, "not found")
-    infos = []
-    for entry in found.values():
-        if entry["type"] == "file" and not name(entry["name"]).endswith(".tmp"):  # another writer's unfinished object
-            try:
-                infos.append(_info(fs, entry))
-            except FileNotFoundError:
-                continue  # gone since it was listed
-    return sorted(infos, key=lambda i: i.uri)
+    files = (e for e in found.values() if e["type"] == "file" and not _passed_over(e["name"]))
+    return sorted((_info(fs, e) for e in files), key=lambda i: i.uri)
 
 
-@_retried
+def _passed_over(path: str) -> bool:
+    return path.endswith(("/", ".tmp"))  # a folder's marker; another writer's unfinished object
+
+
+@retried
 def put(uri: str, data: bytes | Sequence[bytes]) -> None:
     """Write or replace an object atomically: temporary file, fsync and rename locally, one PUT on an object store.
 
@@ -220,7 +236,7 @@ def put(uri: str, data: bytes | Sequence[bytes]) -> None:
         fs.pipe_file(path, data if isinstance(data, bytes) else b"".join(data), **whole)
 
 
-@_retried
+@retried
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Create an object only where there is none; False where one exists already. Atomic among any number of writers."""
     fs, path = filesystem(uri)
@@ -252,7 +268,7 @@ def sweep(uri: str) -> None:
         atomic.sweep(path)
 
 
-@_retried
+@retried
 def put_file(uri: str, local: str) -> None:
     """Publish a local file atomically (rename locally, one upload on an object store)."""
     fs, path = filesystem(uri)
@@ -265,7 +281,7 @@ def put_file(uri: str, local: str) -> None:
         fs.put_file(local, path)
 
 
-@_retried
+@retried
 def delete(uri: str) -> None:
     """Remove an object or everything below a folder; nothing there is fine."""
     fs, path = filesystem(uri)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sar2eo_dist import storage
+from sar2eo_dist import retry, storage
 from sar2eo_dist.errors import AccessDenied, NotFound, StorageError, StorageFull, Unavailable
 
 
@@ -89,11 +90,11 @@ def test_ranges_and_tails(tmp_path: Path) -> None:
 
 
 def test_what_passes_is_retried_and_what_does_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(retry, "BACKOFF_S", 0.0)
     calls: list[str] = []
 
     def flaky(fail: int, error: BaseException) -> Any:
-        @storage._retried
+        @retry.retried
         def f(uri: str) -> str:
             calls.append(uri)
             if len(calls) <= fail:
@@ -107,7 +108,7 @@ def test_what_passes_is_retried_and_what_does_not_is_named(monkeypatch: pytest.M
     calls.clear()
     with pytest.raises(Unavailable, match="slow.*: u$"):
         flaky(99, TimeoutError("slow"))("u")
-    assert len(calls) == storage.RETRIES + 1
+    assert len(calls) == retry.RETRIES + 1
     for error, named in (
         (FileNotFoundError(), NotFound),
         (PermissionError("no"), AccessDenied),
@@ -126,6 +127,60 @@ def test_unreadable_uris_are_named(uri: str) -> None:
     assert uri in str(e.value)
     with pytest.raises(StorageError):
         storage.list_files(uri)
+
+
+NAMES = ["a.b", "a/x", "a/y/z", "a/.tmp.d/q", "a b/x", "a0", "Z/\u00e9", "Z/e", "b/c/d/e"]
+
+
+def test_a_walk_gives_pages_in_order_of_uri(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAGE", 4)
+    for name in [*NAMES, "a/writing.tmp"]:
+        storage.put(storage.join(root, name), name.encode())
+    pages = list(storage.walk(root))
+    assert [len(p) for p in pages] == [4, 4, 1]
+    infos = [i for p in pages for i in p]
+    assert [i.uri for i in infos] == sorted(i.uri for i in infos)
+    assert sorted(i.uri.partition(root.rpartition("/")[2] + "/")[2] for i in infos) == sorted(NAMES)
+    assert infos == storage.list_files(root) == [storage.info(i.uri) for i in infos]
+    one = storage.join(root, "a/x")
+    assert list(storage.walk(one)) == [[storage.info(one)]]
+    with pytest.raises(NotFound, match="nothing"):
+        next(storage.walk(storage.join(root, "nothing")))
+
+
+def test_a_local_walk_passes_over_links_and_what_goes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PAGE", 1)
+    for name in ("a", "b", "c/d"):
+        storage.put(str(tmp_path / name), b"1")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "aa").symlink_to(tmp_path / "a")
+    pages = storage.walk(str(tmp_path))
+    assert [i.uri for i in next(pages)] == [str(tmp_path / "a")]
+    storage.delete(str(tmp_path / "b"))
+    storage.delete(str(tmp_path / "c"))
+    assert list(pages) == []
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_one_that_fails_once_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "BACKOFF_S", 0.0)
+    storage.put(str(tmp_path / "a/b"), b"1")
+    faults: list[OSError] = [OSError(errno.EIO, "cable"), OSError(errno.EIO, "cable")]
+    scandir = os.scandir
+
+    def flaky(path: str) -> Any:
+        if path.endswith("/a") and faults:
+            raise faults.pop()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", flaky)
+    assert [i.size for i in storage.list_files(str(tmp_path))] == [1]
+    faults.append(PermissionError("no"))
+    with pytest.raises(AccessDenied, match="/a$"):
+        storage.list_files(str(tmp_path))
 
 
 def test_join() -> None:

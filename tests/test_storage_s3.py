@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import s3fs
 
-from sar2eo_dist import shards, storage
+from sar2eo_dist import retry, shards, storage
 from sar2eo_dist.errors import AccessDenied, Corrupt, NotFound, Unavailable
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.reader import PairReader
@@ -48,6 +49,44 @@ def test_ledger_and_shards(s3: str) -> None:
     sar, _, valid = PairReader(f"{s3}/p")(0)
     assert (sar == 1).all()
     assert valid.all()
+
+
+def test_a_walk_goes_page_by_page_and_on_from_the_page_that_failed(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.s3.models import s3_backends
+
+    store, bucket = s3_backends["123456789012"]["aws"], s3.removeprefix("s3://")
+    keys = [f"in/{i:04d}.tiff" for i in range(2050)]
+    for key in [*keys, "in/", "in/marker/", "in/writing.tmp", "in.nc", "inner/x"]:
+        store.put_object(bucket, key, b"1" if key[-1] != "/" else b"")
+    monkeypatch.setattr(retry, "BACKOFF_S", 0.0)
+    asked: list[str] = []
+    plain = s3fs.S3FileSystem._call_s3
+
+    async def flaky(self: object, method: str, *args: object, **kwargs: str) -> object:
+        asked.append(kwargs.get("ContinuationToken", ""))
+        if len(asked) in (2, 3):
+            raise ConnectionError("reset by peer")
+        return await plain(self, method, *args, **kwargs)
+
+    with monkeypatch.context() as m:
+        m.setattr(s3fs.S3FileSystem, "_call_s3", flaky)
+        m.setattr(s3fs.S3FileSystem, "call_s3", fsspec.asyn.sync_wrapper(flaky))
+        pages = list(storage.walk(f"{s3}/in"))
+    assert len(asked) == 5
+    assert asked[1] == asked[2] == asked[3] != ""
+    assert len(set(asked)) == 3
+    assert [len(p) for p in pages] == [999, 1000, 51]
+    assert [i.uri for p in pages for i in p] == [f"{s3}/{key}" for key in keys]
+    assert pages[2][-1] == storage.info(f"{s3}/{keys[-1]}")
+    assert [i.uri for i in storage.list_files(f"{s3}/in.nc")] == [f"{s3}/in.nc"]
+    assert [i.uri for i in storage.list_files(f"{s3}/inner/")] == [f"{s3}/inner/x"]
+    assert len(storage.list_files(s3)) == len(keys) + 2
+    with pytest.raises(NotFound, match="/i$"):
+        storage.list_files(f"{s3}/i")
+
+
+def test_an_empty_bucket_is_an_empty_folder(s3: str) -> None:
+    assert storage.list_files(s3) == []
 
 
 def test_no_bucket_and_wrong_credentials_are_named(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +130,7 @@ def test_an_outage_is_waited_out_and_a_lasting_one_is_named(monkeypatch: pytest.
     storage.put(f"{s3}/y", b"9")
     timer.join()
     back[0].stop()
-    monkeypatch.setattr(storage, "RETRIES", 0)  # s3fs and botocore have retries of their own: 6 s
+    monkeypatch.setattr(retry, "RETRIES", 0)  # s3fs and botocore have retries of their own: 6 s
     with pytest.raises(Unavailable, match=f"did not answer.*{s3}/z"):
         storage.put(f"{s3}/z", b"1")
 

@@ -23,10 +23,14 @@ SIDE = 224
 
 
 class EfficientNetLite0(Network):
-    """Globally averaged output of the last conv, 1280 numbers; see `extractors.Extractor`. `weights` must be empty."""
+    """Globally averaged output of the last conv, 1280 numbers, and its map (1280, 7, 7); see `extractors.Extractor`.
+
+    `weights` must be empty.
+    """
 
     score_name = "fd_efficientnet_lite0"
     dims = 1280
+    map_dims = (1280,)
     preprocessing = f"bilinear to {SIDE}x{SIDE}, align_corners=False, antialiased; (x - 127) / 128"
 
     def __init__(self, weights: str) -> None:
@@ -41,7 +45,10 @@ class EfficientNetLite0(Network):
         self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.maps(images)[0].mean(dim=(2, 3))
+
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
         x = functional.interpolate(
             images.float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True
         )
-        return self.net.extract_features((x - 127.0) / 128.0).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return (self.net.extract_features((x - 127.0) / 128.0),)

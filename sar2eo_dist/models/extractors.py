@@ -7,7 +7,7 @@ A score carries the name of what made it: "fid" only from pytorch-fid's network 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,10 @@ from sar2eo_dist.errors import ConfigError, ModelError
 EXTRACTORS = {
     "inception": ("inception", "Inception"),
     "efficientnet_lite0": ("efficientnet", "EfficientNetLite0"),
+    "means": ("means", "Means"),
 }
+
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Network(nn.Module):
@@ -67,7 +70,11 @@ class Extractor:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(N, 3, H, W) uint8 RGB to (N, dims) float32. Raises ModelError on another shape or dtype, or N = 0."""
+        """(N, 3, H, W) uint8 RGB to (N, dims) float32.
+
+        Raises ModelError on another shape or dtype, or N = 0; ConfigError, with the batch that fits, where a GPU has
+        no memory for this one.
+        """
         return self._run(images, lambda part: (self._network(part),))[0]
 
     def maps(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
@@ -79,27 +86,65 @@ class Extractor:
         return self._run(images, self._network.maps)
 
     def pooled(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """As `maps`, each averaged over its pixels: (N, map_dims[i]) float32. inception: the last one is `features`."""
+        """As `maps`, each averaged over its pixels: (N, map_dims[i]) float32; the last one is `features` (not of "null")."""
         self._wants_maps()
         return self._run(images, lambda part: tuple(m.mean((2, 3)) for m in self._network.maps(part)))
 
+    def positions(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(N, 3, H, W) uint8 RGB to every position of the last map, (N, P, D) float32: rows from the top, left to right.
+
+        Their mean over P is `features` but for rounding (not for "means"): one forward gives both. P is 64 for inception,
+        49 for efficientnet_lite0. Raises as `maps` does.
+        """
+        self._wants_maps()
+        return self._run(images, lambda part: (self._network.maps(part)[-1].flatten(2).transpose(1, 2),))[0]
+
     def _wants_maps(self) -> None:
         if not self.map_dims:
-            raise ModelError(f"{self.name} has no maps of its blocks: use the extractor that has, 'inception'")
+            raise ModelError(f"{self.name} has no maps of its blocks: use one of {', '.join(EXTRACTORS)}")
 
-    def _run(
-        self, images: npt.NDArray[np.uint8], forward: Callable[[Tensor], tuple[Tensor, ...]]
-    ) -> list[npt.NDArray[np.float32]]:
+    def _run(self, images: npt.NDArray[np.uint8], forward: Forward) -> list[npt.NDArray[np.float32]]:
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or 0 in images.shape:
             raise ModelError(f"{self.name} wants (N, 3, H, W) uint8 RGB, got {images.shape} {images.dtype}")
         batch = torch.from_numpy(np.ascontiguousarray(images))
-        parts = [batch.to(self.device)]
+        parts: Sequence[Tensor] = [batch]
         if self.device.type == "cpu":
             fill = -len(batch) % CPU_CHUNK
-            parts = list(torch.split(torch.cat((batch, batch[:1].expand(fill, -1, -1, -1))), CPU_CHUNK))
+            parts = torch.split(torch.cat((batch, batch[:1].expand(fill, -1, -1, -1))), CPU_CHUNK)
         with torch.inference_mode(), _exact():
-            found = [torch.cat(outputs)[: len(batch)] for outputs in zip(*map(forward, parts), strict=True)]
+            outputs = zip(*(self._forward(part, forward) for part in parts), strict=True)
+            found = [torch.cat(pieces)[: len(batch)] for pieces in outputs]
             return [x.float().cpu().contiguous().numpy() for x in found]
+
+    def _forward(self, part: Tensor, forward: Forward) -> tuple[Tensor, ...]:
+        try:
+            return forward(self._moved(part))
+        except torch.OutOfMemoryError as e:
+            said = str(e).partition("\n")[0]
+        # after the except: the error's traceback holds the tensors of the forward that failed
+        fits = self._fitting(part, forward)
+        advice = f"{fits} fit: set cca.pack to {fits}" if fits else "not even 1 fits: use a GPU with more free memory"
+        raise ConfigError(
+            f"extractor {self.name}: {self.device} has no memory for a batch of {len(part)} images of "
+            f"{part.shape[2]} x {part.shape[3]}; {advice}, or let fewer extractors share a GPU ({said})"
+        )
+
+    def _fitting(self, part: Tensor, forward: Forward) -> int:
+        """The largest power of two below the size of `part` that has room; 0: not even 1 image has."""
+        size = 1 << (len(part) - 1).bit_length() >> 1
+        while size:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            try:
+                forward(self._moved(part[:size]))
+                break
+            except torch.OutOfMemoryError:
+                size //= 2
+        return size
+
+    def _moved(self, part: Tensor) -> Tensor:
+        """On the device; to a GPU from pinned memory, so that the copy waits for nothing."""
+        return part.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else part
 
 
 @contextmanager
@@ -124,7 +169,7 @@ def _exact() -> Iterator[None]:
 
 
 def extractor(name: str, weights: str = "", device: str = "cpu") -> Extractor:
-    """The extractor of that name ("inception" or "efficientnet_lite0") on a device ("cpu", "cuda", "cuda:1").
+    """The extractor of that name ("inception", "efficientnet_lite0", "means") on a device ("cpu", "cuda", "cuda:1").
 
     weights: inception only, URI of the official file (see `inception.Inception`). Raises ConfigError: unknown name,
     missing or wrong weights, no such device.

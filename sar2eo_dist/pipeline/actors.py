@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 
 from sar2eo_dist import storage
-from sar2eo_dist.cca.frechet import Reference, point_distance
+from sar2eo_dist.cca.frechet import Reference, point_distance, position_distance, spatial_distance
+from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models import bundle
 from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.models.extractors import Extractor, extractor
+from sar2eo_dist.pipeline.judge import to_ipc
+from sar2eo_dist.pipeline.members import KINDS
 from sar2eo_dist.radiometry import scale_sar
-from sar2eo_dist.records import KEPT, PATCH, S2, Verdict, from_table, to_table
+from sar2eo_dist.records import KEPT, S2
 from sar2eo_dist.sections import CCA, Scaling, Speed
 
 
@@ -46,53 +50,78 @@ def load_extractor(cca: CCA) -> Extractor:
     return extractor(cca.extractor, weights=cca.weights, device=device)
 
 
-def padded_features(net: Extractor, images: npt.NDArray[np.uint8], pack: int) -> npt.NDArray[np.float32]:
-    """Features (n, D) float32 of n <= pack images (n, 3, H, W): one forward of exactly `pack`, so of one fixed shape."""
-    full = np.zeros((pack, *images.shape[1:]), np.uint8)
-    full[: len(images)] = images
-    return net.features(full)[: len(images)]
+class Scorer:
+    """Frechet scores of 8-bit images against a stored reference set, as `cca.distance` says."""
+
+    def __init__(self, cca: CCA, reference: str) -> None:
+        self.pack, self.distance = cca.pack, cca.distance
+        self.net = load_extractor(cca)
+        self.reference = Reference.from_bytes(storage.read_bytes(reference))
+        self.reference.check(self.net.name, self.net.preprocessing, KINDS[cca.distance])
+
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """(n,) float64 of n <= pack images (n, 3, H, W) uint8 RGB; NaN where the network gives none."""
+        if self.distance == "point":
+            return point_distance(forward(self.net.features, self.net, images, self.pack), self.reference)
+        maps = forward(self.net.positions, self.net, images, self.pack)
+        return (spatial_distance if self.distance == "spatial" else position_distance)(maps, self.reference)
+
+
+def forward(
+    features: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]],
+    net: Extractor,
+    images: npt.NDArray[np.uint8],
+    pack: int,
+) -> npt.NDArray[np.float32]:
+    """`features` of n <= pack images; on a GPU one forward of exactly `pack`, so that its shape never varies."""
+    n = len(images)
+    if net.device.type != "cpu" and n < pack:
+        images = np.concatenate([images, np.zeros((pack - n, *images.shape[1:]), np.uint8)])
+    return features(images)[:n]
 
 
 class ScoreActor:
-    """Packs in, the same packs with Frechet scores out (and without pixels)."""
+    """Packs in, the same packs with Frechet scores out (and without pixels).
 
-    def __init__(self, cca: CCA, reference: str) -> None:
-        self.pack = cca.pack
-        self.net = load_extractor(cca)
-        self.reference = Reference.from_bytes(storage.read_bytes(reference))
-        self.reference.check(self.net.name, self.net.preprocessing)
+    Two calls at a time: while one computes, the other unpacks its pack.
+    """
+
+    def __init__(self, cca: CCA, reference: str, mark: str) -> None:
+        self.scorer, self.mark, self.turn = Scorer(cca, reference), mark, threading.Lock()
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
-        (row,) = batch.to_pylist()
-        pixels = row.pop("pixels")
+        row = {k: batch[k][0].as_py() for k in batch.column_names if k != "pixels"}
         try:
-            self._score(row, pixels)
+            shape = row.pop("shape")
+            if shape and not row["error"]:
+                images = np.frombuffer(batch["pixels"][0].as_buffer(), np.uint8).reshape(-1, *shape)
+                with self.turn:
+                    scores = self.scorer(images)
+                verdicts = pa.ipc.open_stream(row["verdicts"]).read_all()
+                row["verdicts"] = to_ipc(scored(verdicts, scores, self.scorer.net.score_name, self.mark))
         except Exception as e:  # this slice is tried again; the others go on
             row["error"] = f"{type(e).__name__}: {e}"
         return {k: [v] for k, v in row.items()}
 
-    def _score(self, row: dict[str, Any], pixels: bytes) -> None:
-        if pixels and not row["error"]:
-            images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, PATCH, PATCH)
-            scores = iter(point_distance(padded_features(self.net, images, self.pack), self.reference).tolist())
-            verdicts = from_table(pa.ipc.open_stream(row["verdicts"]).read_all(), Verdict)
-            row["verdicts"] = _ipc([self._scored(v, scores) for v in verdicts])
 
-    def _scored(self, v: Verdict, scores: Any) -> Verdict:
-        if v.sensor != S2 or v.reason != KEPT:
-            return v
-        score = next(scores)
-        reason = KEPT if np.isfinite(score) else "not_scored"
-        return dataclasses.replace(v, score=score, score_name=self.net.score_name, reason=reason)
-
-
-def _ipc(verdicts: list[Verdict]) -> bytes:
-    table = to_table(verdicts, Verdict)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+def scored(verdicts: pa.Table, scores: npt.NDArray[np.float64], name: str, mark: str) -> pa.Table:
+    """Verdicts with the scores of those that stages 1 and 2 keep, in order; a score that is not finite rejects."""
+    rows = np.asarray(pc.and_(pc.equal(verdicts["sensor"], S2), pc.equal(verdicts["reason"], KEPT)))
+    if int(rows.sum()) != len(scores):
+        raise ModelError(f"{len(scores)} scores for {int(rows.sum())} tiles")
+    score = np.full(len(rows), np.nan)
+    score[rows] = scores
+    bad = rows & ~np.isfinite(score)
+    columns = {
+        "score": pa.array(score),
+        "score_name": pa.array(np.where(rows, name, "")),
+        "scored_by": pa.array(np.where(rows, mark, "")),
+        "reason": pc.if_else(pa.array(bad), "not_scored", verdicts["reason"]),
+    }
+    for column, values in columns.items():
+        at = verdicts.schema.get_field_index(column)
+        verdicts = verdicts.set_column(at, verdicts.schema.field(at), values)
+    return verdicts
 
 
 class Chain:

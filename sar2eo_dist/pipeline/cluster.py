@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray.data import DataContext
 
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.sections import Resources
 
 #: pixels wait between stages in blocks of about this size, so that memory in flight stays bounded
 BLOCK_BYTES = 16 << 20
@@ -60,31 +62,83 @@ def start(cfg: Config) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many actors hold a model, and what each reserves. What they leave is for the read tasks."""
+    """How many actors hold a model, and what each reserves."""
 
     actors: int
     cpus: float
     gpus: float
 
 
-def share(asked: int, threads: int, units: int, cpus: float, gpus: float, readers: float = 0.0) -> Share:
-    """Actors for a model stage out of what the cluster has.
+def share(asked: int, threads: int, units: int, cpus: float, gpus: float) -> Share:
+    """Actors for a model stage that nothing feeds, out of what the cluster has.
 
-    Two actors that take all CPUs starve the tasks that feed them, and the job hangs without an error: where tasks feed
-    the actors, `readers` CPUs stay free for them (half of a single CPU), checked here with the arithmetic shown.
     asked: `resources.*` (0 = automatic); threads: of one actor; units: no more actors than work. Raises ConfigError.
     """
-    free = cpus - min(readers, cpus / 2)
-    wanted = asked or (int(gpus) if gpus >= 1 else max(1, int(free // threads)))
+    wanted = asked or (int(gpus) if gpus >= 1 else max(1, int(cpus // threads)))
     n = min(wanted, max(units, 1))
     each = 1.0 if gpus >= 1 else float(threads)
-    each = each if asked else min(each, free / n)
-    if n * each > free + 1e-9:
+    each = each if asked else min(each, cpus / n)
+    if n * each > cpus + 1e-9:
         raise ConfigError(
-            f"{n} actors x {each:g} CPUs = {n * each:g} of {cpus:g} CPUs leave fewer than the {cpus - free:g} that reading "
-            f"needs: the job would hang. Lower resources.extractors/translators or the threads, or add CPUs."
+            f"{n} actors x {each:g} CPUs = {n * each:g}, more than the {cpus:g} CPUs there are: the job would wait for "
+            f"ever. Lower resources.translators or resources.extractors or the threads, or add CPUs."
         )
     return Share(n, each, 1.0 / math.ceil(n / gpus) if gpus >= 1 else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Read tasks that feed actors: how many of each at most, and what one reserves. `least`: actors always kept."""
+
+    actors: int
+    least: int
+    actor_cpus: float
+    actor_gpus: float
+    readers: int
+    reader_cpus: float
+
+
+def feed(resources: Resources, threads: int, units: int, nodes: Sequence[tuple[float, float]], network: bool) -> Feed:
+    """Split a cluster between actors with a network and the read tasks that feed them.
+
+    nodes: (CPUs, GPUs) of each node; network: False where an actor computes next to nothing. Actors that may take every
+    CPU starve the tasks, and the job hangs without an error; so does one that loses a node, if restarted actors may take
+    what is left. Hence on each node a reader's CPUs stay free, fewer than an actor wants. Raises ConfigError with the
+    arithmetic.
+    """
+    places = [c for c, _ in nodes if c > 0]
+    cpus, smallest = sum(places), min(places)
+    gpus = 0.0 if resources.gpu == "never" or not network else sum(g for _, g in nodes)
+    light = gpus >= 1 or not network
+    on_node = [max(1, int(c // threads)) for c in places]
+    wanted = resources.extractors or (int(gpus) if gpus >= 1 else len(places) if light else sum(on_node))
+    n = min(wanted, max(units, 1))
+    if light:  # all of them on one node would still leave most of it
+        each = min(0.25, smallest / (4 * n))
+        reader = min(1.0, (smallest - n * each) / max(1, int(smallest)))
+    elif resources.extractors:
+        each, reader = float(threads), min(1.0, threads / 2)
+    else:
+        each = min(threads, *(c / (k + 0.5) for c, k in zip(places, on_node, strict=True)))
+        reader = min(1.0, each / 2)
+    free = cpus - n * each
+    readers = resources.readers or max(1, int(cpus) if light else math.ceil(cpus / 8))
+    if free < reader - 1e-9:
+        raise ConfigError(
+            f"{n} extractors x {each:g} CPUs = {n * each:g} of {cpus:g} CPUs leave {max(free, 0):g}, and a read task wants "
+            f"{reader:g}: nothing would feed them and the job would hang. Lower resources.extractors or cca.threads, or "
+            f"add CPUs."
+        )
+    # 4 digits: Ray counts in ten-thousandths, and a sum rounded up would not fit
+    each, reader = math.floor(each * 1e4) / 1e4, math.floor(reader * 1e4) / 1e4
+    least = min(resources.extractors_min or n, n)
+    return Feed(n, least, each, 1.0 / math.ceil(n / gpus) if gpus >= 1 else 0.0, readers, reader)
+
+
+def nodes() -> list[tuple[float, float]]:
+    """(CPUs, GPUs) of each living node."""
+    found = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    return [(float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in found]
 
 
 def capacity(cfg: Config) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray.exceptions
 import yaml
@@ -19,8 +20,28 @@ from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
 from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
-STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate", "export")
+STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "export")
 Verb = Callable[[Config, Options], Summary]
+#: options of one job alone: job -> option -> how argparse takes it; each is a field of Options
+OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "collect": {
+        "reselect": {
+            "action": "store_true",
+            "help": "choose again from the archive that was collected: no listing, and no image read but of tiles that "
+            "have no score yet; with --dry-run, only tell what would enter and leave the training set",
+        },
+        "recalibrate": {
+            "action": "store_true",
+            "help": "make a new calibration from all scores (the default is to keep the one that is frozen)",
+        },
+    },
+    "reference": {
+        "candidates": {
+            "type": int, "default": 0, "metavar": "N",
+            "help": "list and show the N cloudiest tiles of the archive that was collected, for a person to choose from",
+        },
+    },
+}  # fmt: skip
 
 
 def parser(name: str, about: str) -> argparse.ArgumentParser:
@@ -35,13 +56,16 @@ def parser(name: str, about: str) -> argparse.ArgumentParser:
                    help="hash the outputs of finished units again (all, or a random share 0..1), name what is missing or "
                    "changed and make only that again; with --dry-run, name it and exit 1")  # fmt: skip
     p.add_argument("--strict", action="store_true", help="exit 3 where some units were quarantined")
+    for option, how in OWN.get(name, {}).items():
+        p.add_argument(f"--{option}", **how)
     return p
 
 
 def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | None = None) -> int:
     """Run verbs in turn under one config; print what each did; return the exit code."""
     args = parser(name, about).parse_args(argv)
-    opts = Options(args.dry_run, args.fresh, args.strict, args.limit, args.audit)
+    own = {option: getattr(args, option) for option in OWN.get(name, {})}
+    opts = Options(args.dry_run, args.fresh, args.strict, args.limit, args.audit, **own)
     partial = False
     try:
         if args.limit < 0:

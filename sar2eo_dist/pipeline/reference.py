@@ -1,109 +1,195 @@
-"""The cloud reference set of the Frechet stage: a folder of images -> features through the extractor -> a Reference."""
+"""reference: the cloud set of the Frechet stage; images -> features through the extractor -> a stored Reference.
+
+    reference/<version>/reference.npz     what tiles are scored against (cca/reference.py)
+    reference/<version>/reference.json    what it was made of, for a person
+    reference/<version>/contact-1.png ... its images
+
+The version stands for the images (URI, size, ETag or mtime) and for what the config does to them.
+"""
 
 from __future__ import annotations
 
-import io
+import dataclasses
+import json
+import pickle
+import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-from PIL import Image, UnidentifiedImageError
 from ray.data import ActorPoolStrategy
 
 from sar2eo_dist import storage
-from sar2eo_dist.cca.frechet import Reference
+from sar2eo_dist.cca.frechet import Moments, Reference
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import ConfigError, ReferenceSetError, StorageError
+from sar2eo_dist.errors import ReferenceSetError, Sar2EoError
 from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.models import inception
-from sar2eo_dist.pipeline import cluster
-from sar2eo_dist.pipeline.actors import load_extractor, padded_features
-from sar2eo_dist.records import PATCH, Unit
+from sar2eo_dist.models.extractors import Extractor
+from sar2eo_dist.pipeline import candidates, cluster
+from sar2eo_dist.pipeline.actors import forward, load_extractor
+from sar2eo_dist.pipeline.members import (
+    KINDS,
+    Member,
+    Members,
+    listed,
+    preprocessing,
+    read_all,
+    same_size,
+    stored,
+)
+from sar2eo_dist.pipeline.progress import Meter
+from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
+from sar2eo_dist.records import PATCH, Artifact, Unit, digest
+from sar2eo_dist.report import contact
 from sar2eo_dist.sections import CCA
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+T = TypeVar("T")
+STAGE = "reference"
+FEW = 50  # images under which a set deserves a warning; the paper's had 1,000
 
 
-def reference_images(cca: CCA) -> list[storage.Info]:
-    """The images of the configured set, in order of URI; none for the profiles that have no stage 3.
+def reference(cfg: Config, opts: Options) -> Summary:
+    """Run the verb: build the set that `cca.reference` names, or list candidates for one (`opts.candidates`).
 
-    Raises ConfigError where no set is configured, ReferenceSetError where it holds fewer than 2 images.
+    Raises what `members.listed`, `build` and `candidates.propose` raise.
     """
-    if cca.profile != "paper":
-        return []
-    if not cca.reference:
-        raise ConfigError(
-            "cca.reference is empty: set it to a folder (any URI) of 8-bit RGB cloud images of 256 x 256, "
-            "or set cca.profile=none to keep every readable tile"
-        )
-    if cca.extractor == "inception":
-        inception.place(cca.weights)  # missing or wrong weights stop here, before anything starts
-    uri = storage.absolute(cca.reference)
-    images = [i for i in storage.list_files(uri) if i.uri.lower().endswith(ENDINGS)]
-    if len(images) < 2:
-        raise ReferenceSetError(f"a reference set needs at least 2 images, {len(images)} found: {uri}")
-    return images
+    if opts.candidates:
+        return candidates.propose(cfg, opts)
+    found = listed(cfg.cca)
+    unit = unit_of(cfg.cca, found)
+
+    def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
+        if found.items:
+            cluster.start(cfg)
+        yield build(cfg, unit, found, attempt)
+
+    summary = run_stage(cfg, opts, STAGE, [unit], execute, "")
+    if opts.dry_run:
+        return summary
+    entry = Ledger(cfg.run.out).entry(unit)
+    made = storage.join(cfg.run.out, entry.outputs[0].path)
+    print(f"The same config finds this set by itself in {cfg.run.out}; elsewhere: --set cca.reference={made}")
+    names = {"reference.npz": "reference", "reference.json": "made of", "contact-1.png": "contact sheets"}
+    outputs = {names[n]: a.path for a in entry.outputs if (n := storage.name(a.path)) in names}
+    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs))
 
 
-def read_image(uri: str) -> npt.NDArray[np.uint8]:
-    """One reference image as (3, 256, 256) uint8 RGB. Raises ReferenceSetError."""
-    try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri))) as image:
-            if image.size != (PATCH, PATCH):
-                raise ReferenceSetError(f"reference image is {image.size[0]} x {image.size[1]}, not 256 x 256: {uri}")
-            if image.mode not in ("RGB", "RGBA", "L", "P"):
-                raise ReferenceSetError(f"reference image is of mode {image.mode}, not 8-bit RGB or grey: {uri}")
-            return np.asarray(image.convert("RGB"), np.uint8).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError, SyntaxError) as e:
-        raise ReferenceSetError(f"cannot decode reference image ({e}): {uri}") from e
+def unit_of(cca: CCA, found: Members) -> Unit:
+    """The unit of work that builds a set: the same images under the same config, whatever the profile and the machine."""
+    kind = KINDS[cca.distance]
+    affects = digest(cca.extractor, preprocessing(cca.extractor), kind, cca.pack, cca.threads)
+    return Unit(STAGE, f"{cca.extractor} {kind}", affects, found.mark)
 
 
-class FeatureActor:
-    """Packs of image URIs in, features (n, D) float32 out."""
-
-    def __init__(self, cca: CCA) -> None:
-        self.pack = cca.pack
-        self.net = load_extractor(cca)
-
-    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
-        (row,) = batch.to_pylist()
-        out = {"pack": [row["pack"]], "features": [b""], "error": [""], "extractor": [self.net.name]}
-        out["preprocessing"] = [self.net.preprocessing]
-        try:
-            images = np.stack([read_image(u) for u in row["uris"]])
-            out["features"] = [padded_features(self.net, images, self.pack).tobytes()]
-        except (ReferenceSetError, StorageError) as e:
-            out["error"] = [str(e)]
-        return out
-
-
-def reference_set(cfg: Config, images: Sequence[storage.Info], mark: str) -> str:
-    """URI of the stored Reference of `images`, made now unless the run folder has it; Ray must be up. "" without images."""
-    if not images:
+def built(cfg: Config, found: Members) -> str:
+    """URI of the stored Reference of a set, made now unless the run folder has it whole; Ray must be up. "" of no set."""
+    if not found.mark:
         return ""
-    unit = Unit("reference", cfg.cca.extractor, cfg.fingerprint("collect"), mark)
-    path = f"collect/reference-{unit.id[:12]}.npz"
-    ledger = Ledger(cfg.run.out)
-    if unit.id not in ledger.done("reference"):
-        begin = time.time()
-        reference = Reference.from_features(*_features(cfg, images))
-        artifact = storage.publish(cfg.run.out, path, reference.to_bytes())
-        size = sum(i.size for i in images)
-        ledger.commit(Entry(unit, (artifact,), time.time() - begin, size, 1, {"images": len(images)}))
-    return storage.absolute(storage.join(cfg.run.out, path))
+    unit, ledger = unit_of(cfg.cca, found), Ledger(cfg.run.out)
+    if unit.id not in ledger.done(STAGE) or ledger.audit([unit], rehash=False):
+        ledger.forget([unit])
+        ledger.commit(build(cfg, unit, found))
+    return storage.absolute(storage.join(cfg.run.out, ledger.entry(unit).outputs[0].path))
 
 
-def _features(cfg: Config, images: Sequence[storage.Info]) -> tuple[npt.NDArray[np.float32], str, str]:
+def build(cfg: Config, unit: Unit, found: Members, attempt: int = 1) -> Entry:
+    """Make a set and publish it below `reference/<version>/`; Ray must be up where it has images.
+
+    Raises ReferenceSetError: an image that cannot be decoded or has another size, features that are not finite; storage's
+    errors.
+    """
+    begin, cca, n = time.time(), cfg.cca, len(found.items)
+    folder = f"{STAGE}/{unit.id[:12]}"
+    if 0 < n < FEW:
+        print(
+            f"a cloud set of {n} images is small (the paper's has 1,000): scores hang on which they are",
+            file=sys.stderr,
+        )
+    if found.items:
+        made, size, sheets = _from_images(cfg, found, folder)
+    else:
+        made, size, sheets = stored(storage.read_bytes(found.built), cca), [], []
+    about = {
+        "version": unit.id[:12], "digest": made.digest, "count": made.count, "extractor": made.extractor,
+        "preprocessing": made.preprocessing, "kind": made.kind, "pack": cca.pack, "threads": cca.threads,
+        "image_size": size, "built_from": found.built,
+        "members": [{"name": m.name, "uris": m.uris, "digest": m.digest} for m in found.items],
+    }  # fmt: skip
+    outputs = (
+        storage.publish(cfg.run.out, f"{folder}/reference.npz", made.to_bytes()),
+        storage.publish(cfg.run.out, f"{folder}/reference.json", json.dumps(about, indent=1).encode()),
+        *sheets,
+    )
+    return Entry(unit, outputs, time.time() - begin, 0, attempt, {"images": made.count})
+
+
+def _from_images(cfg: Config, found: Members, folder: str) -> tuple[Reference, list[int], list[Artifact]]:
+    """(the set, [width, height] of its images, contact sheets) of images, pack by pack in canonical order.
+
+    Memory stays bounded: pooled features are gathered while they are fewer than they are long, all else goes into
+    moments as it arrives.
+    """
+    cca, items, kind = cfg.cca, found.items, KINDS[cfg.cca.distance]
+    pooled: list[npt.NDArray[np.float32]] = []
+    moments: Moments | None = None
+    cells: list[contact.Cell] = []
+    sheets: list[Artifact] = []
+    shape: list[int] = []
+    with Meter(STAGE, len(items), "images") as meter:
+        for at, row in zip(range(0, len(items), cca.pack), _packs(cfg, items), strict=True):
+            part = items[at : at + cca.pack]
+            shape = shape or row["shape"]
+            same_size(part[0], row["shape"], shape, items[0])
+            x = np.frombuffer(row["features"], np.float32).reshape(len(part), -1, row["dims"])  # (n, P, D)
+            if len(bad := np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))):
+                name = part[int(bad[0])].name
+                raise ReferenceSetError(f"extractor {cca.extractor} gives features that are not finite: {name}")
+            if kind == "pooled" and len(items) <= row["dims"]:
+                pooled.append(x[:, 0])
+            else:
+                more = alone(Moments.from_features, x.reshape(-1, row["dims"]))
+                moments = moments.merge(more) if moments else more
+            thumbs = np.frombuffer(row["thumbs"], np.uint8).reshape(len(part), contact.THUMB, contact.THUMB, 3)
+            cells += [contact.Cell(t, at + i, (storage.name(m.name) if m.ref is None else m.name,))
+                      for i, (m, t) in enumerate(zip(part, thumbs, strict=True), 1)]  # fmt: skip
+            while len(cells) >= contact.PER_SHEET or (cells and at + len(part) == len(items)):
+                page, cells = cells[: contact.PER_SHEET], cells[contact.PER_SHEET :]
+                title = f"Cloud set, images {page[0].number} to {page[-1].number} of {len(items)}"
+                path = f"{folder}/contact-{len(sheets) + 1}.png"
+                sheets.append(storage.publish(cfg.run.out, path, contact.sheet(page, title)))
+            meter.advance(len(part))
+    if shape[1:] != [PATCH, PATCH]:
+        print(f"the cloud set's images are {shape[2]} x {shape[1]}: it fits tiles of that size", file=sys.stderr)
+    words = (cca.extractor, preprocessing(cca.extractor))
+    if moments:
+        return alone(Reference.from_moments, moments, *words, kind, len(items)), shape[:0:-1], sheets
+    return alone(Reference.from_features, np.concatenate(pooled), *words), shape[:0:-1], sheets
+
+
+def alone(work: Callable[..., T], *arguments: object) -> T:
+    """`work` in a Ray task of one BLAS thread: last bits depend on their number, and so would the set on the machine."""
+    found: T = (
+        ray.get(ray.remote(num_cpus=0)(_call).remote(work, *arguments)) if ray.is_initialized() else work(*arguments)
+    )
+    return found
+
+
+def _call(work: Callable[..., T], *arguments: object) -> T:
+    return work(*arguments)
+
+
+def _packs(cfg: Config, items: Sequence[Member]) -> Iterator[dict[str, Any]]:
+    """What FeatureActor makes of each pack, in order. Raises the first error that one met."""
     size = cfg.cca.pack
-    rows = [
-        {"pack": n, "uris": [i.uri for i in images[at : at + size]]} for n, at in enumerate(range(0, len(images), size))
-    ]
+    rows = [{"members": pickle.dumps(items[at : at + size])} for at in range(0, len(items), size)]
     part = cluster.share(cfg.resources.extractors, cfg.cca.threads, len(rows), *cluster.capacity(cfg))
-    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    packs = ray.data.from_items(rows, override_num_blocks=len(rows))
+    packs.context.execution_options.preserve_order = True  # so that the driver never holds packs back
+    for row in packs.map_batches(
         FeatureActor,
         fn_constructor_args=(cfg.cca,),
         batch_size=1,
@@ -112,12 +198,32 @@ def _features(cfg: Config, images: Sequence[storage.Info]) -> tuple[npt.NDArray[
         num_cpus=part.cpus,
         num_gpus=part.gpus,
         **cluster.ACTORS,
-    )
-    packs = sorted(done.iter_rows(), key=lambda r: r["pack"])
-    for row in packs:
+    ).iter_rows():
         if row["error"]:
-            raise ReferenceSetError(row["error"])
-    features = np.concatenate([
-        np.frombuffer(row["features"], np.float32).reshape(len(rows[row["pack"]]["uris"]), -1) for row in packs
-    ])  # fmt: skip
-    return features, packs[0]["extractor"], packs[0]["preprocessing"]
+            raise pickle.loads(row["error"])  # noqa: S301 -- made by this run's own workers
+        yield row
+
+
+class FeatureActor:
+    """Packs of members in; features (n, P, D) float32 (pooled: P = 1), image size and thumbnails out."""
+
+    def __init__(self, cca: CCA) -> None:
+        self.cca = cca
+        self.net = load_extractor(cca)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        part: Sequence[Member] = pickle.loads(batch["members"][0].as_py())  # noqa: S301 -- made by this run's own driver
+        features, thumbs, shape, error = b"", b"", [0], b""
+        dims = 0
+        try:
+            images, small = read_all(part)
+            x = features_of(self.net, images, self.cca)
+            features, thumbs, shape, dims = x.tobytes(), small.tobytes(), list(images.shape[1:]), x.shape[-1]
+        except Sar2EoError as e:
+            error = pickle.dumps(e)
+        return {"features": [features], "thumbs": [thumbs], "shape": [shape], "dims": [dims], "error": [error]}
+
+
+def features_of(net: Extractor, images: npt.NDArray[np.uint8], cca: CCA) -> npt.NDArray[np.float32]:
+    """(n, D) or (n, P, D) float32 of n <= pack images (n, 3, H, W), as `cca.distance` wants them."""
+    return forward(net.features if KINDS[cca.distance] == "pooled" else net.positions, net, images, cca.pack)

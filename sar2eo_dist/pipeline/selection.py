@@ -1,89 +1,274 @@
-"""From measured verdicts to pairs: the corpus-wide threshold, the selection, the pair table, the yield. Seconds, no imagery."""
+"""From what was measured to pairs: reasons as a filter, the corpus-wide threshold, the pair table, the yield. No imagery.
+
+One function decides (`reasons`), whether verdicts come fresh from the units or from an archive of long ago.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sar2eo_dist import storage
-from sar2eo_dist.cca.threshold import calibrate, decide
+from sar2eo_dist.cca import profile
+from sar2eo_dist.cca.threshold import decide
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import Sar2EoError
+from sar2eo_dist.errors import NotFound
+from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.pairing.match import match
 from sar2eo_dist.pairing.split import assign
 from sar2eo_dist.pairing.yields import curve
-from sar2eo_dist.records import KEPT, S1, S2, Calibration, Rejected, Verdict, schema, to_table
+from sar2eo_dist.pipeline import calibration as calibrations
+from sar2eo_dist.records import KEPT, S1, S2, Calibration, Rejected, Verdict, from_table, schema, to_table
+from sar2eo_dist.sections import CCA
+from sar2eo_dist.sources.ranged import ranged
+
+OUTPUTS = {
+    "verdicts": "collect/verdicts.parquet",
+    "rejected": "collect/rejected.parquet",
+    "pairs": "collect/pairs.parquet",
+    "yield": "collect/yield.parquet",
+}
+Bool = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.object_]
+
+
+def archive(cfg: Config, paths: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
+    """Verdicts of all slices by key, and what was listed twice: scenes overlap, the first of them counts."""
+    with ThreadPoolExecutor(16) as pool:
+        tables = list(pool.map(lambda p: _read(storage.join(cfg.run.out, p)), paths))
+    table = pa.concat_tables(tables) if tables else schema(Verdict).empty_table()
+    keys = table["key"]
+    if len(table) > 1 and not pc.all(pc.less(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
+        order = pc.sort_indices(pa.table({"key": keys, "at": np.arange(len(keys))}),
+                                sort_keys=[("key", "ascending"), ("at", "ascending")])  # fmt: skip
+        table = table.take(order)
+        keys = table["key"]
+    twice = np.concatenate([[False], np.asarray(pc.equal(keys.slice(1), keys.slice(0, max(len(keys) - 1, 0))))])
+    twice = twice[: len(table)].astype(bool)
+    rejected = [
+        Rejected(v["sensor"], v["uris"][0], "duplicate", f"{v['key']} is in another scene of that day too")
+        for v in table.filter(pa.array(twice)).select(["sensor", "uris", "key"]).to_pylist()
+    ]
+    return (table.filter(pa.array(~twice)) if rejected else table), rejected
+
+
+def stored(cfg: Config) -> tuple[pa.Table, list[Rejected]]:
+    """What an earlier collect published."""
+    table = _read(storage.join(cfg.run.out, OUTPUTS["verdicts"]))
+    return table, from_table(_read(storage.join(cfg.run.out, OUTPUTS["rejected"])), Rejected)
+
+
+def with_scores(cfg: Config, table: pa.Table, mark: str) -> pa.Table:
+    """The table with the scores that later units (`collect.rescore`) gave under this mark."""
+    done = Ledger(cfg.run.out).done("score") if mark else set()
+    try:
+        listed = storage.list_files(storage.join(cfg.run.out, f"collect/scores/{mark[:12]}")) if done else []
+    except NotFound:
+        listed = []
+    uris = [i.uri for i in listed if storage.name(i.uri).removesuffix(".parquet") in done]
+    if not uris:
+        return table
+    with ThreadPoolExecutor(16) as pool:
+        new = pa.concat_tables(pool.map(lambda u: _read(u, ["key", "score", "score_name", "scored_by"]), uris))
+    new = new.filter(pc.equal(new["scored_by"], mark))
+    at = pc.index_in(table["key"], value_set=pa.array(new["key"].to_pylist(), pa.string()))
+    found = pc.is_valid(at)
+    for name in ("score", "score_name", "scored_by"):
+        values = pc.if_else(found, new[name].take(pc.fill_null(at, 0)), table[name])
+        table = _set(table, name, values)
+    return table
+
+
+def screened(table: pa.Table, cca: CCA) -> Words:
+    """(N,) reason of each tile after stages 1 and 2: what could not be measured keeps its reason."""
+    eo = np.asarray(pc.and_(pc.equal(table["sensor"], S2), pc.is_finite(table["light"])))
+    reason = _words(table["reason"])
+    names = [n for n in MEASURED if n in table.column_names]
+    rows = table.select(names).filter(pa.array(eo))
+    columns = {n: rows[n].to_numpy() if pa.types.is_floating(rows[n].type) else _words(rows[n]) for n in names}
+    reason[eo] = profile.decide(columns, cca)
+    return reason
+
+
+#: what `cca.decide` reads
+MEASURED = (
+    "valid_fraction", "qa60_state", "qa60_fraction", "qa60_any", "max_dn", "alpha_fraction", "contrast", "brightness",
+    "dark_fraction", "dark_released", "light", "white_fraction", "haze", "offset",
+)  # fmt: skip
+
+
+def passing(table: pa.Table, reason: Words) -> Bool:
+    """S2 tiles that nothing rejects so far."""
+    kept: Bool = (reason == KEPT) & np.asarray(pc.equal(table["sensor"], S2))
+    return kept
+
+
+def gaps(table: pa.Table, cca: CCA, mark: str) -> Bool:
+    """Tiles that pass stages 1 and 2 and have no score under this mark; none where nothing is scored."""
+    if not mark:
+        return np.zeros(len(table), bool)
+    missing: Bool = passing(table, screened(table, cca)) & ~np.asarray(pc.equal(table["scored_by"], mark))
+    return missing
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """reason: (N,) of every tile; unscored: how many pass stages 1 and 2 without a score of this cloud set;
+    calibration, drift: of stage 3, None without one; scores: (n,) that were judged."""
+
+    reason: Words
+    unscored: int
+    calibration: Calibration | None
+    drift: calibrations.Drift | None
+    scores: npt.NDArray[np.float64]
+
+
+def select(
+    table: pa.Table, cca: CCA, mark: str, settle: Callable[..., tuple[Calibration, calibrations.Drift | None]]
+) -> Selection:
+    """All three stages over an archive. settle: (scores, units, score name) -> calibration and drift."""
+    reason = screened(table, cca)
+    if not mark:
+        return Selection(reason, 0, None, None, np.empty(0))
+    rows = passing(table, reason)
+    score = table["score"].to_numpy()
+    here = np.asarray(pc.equal(table["scored_by"], mark))
+    unscored = int((rows & ~here).sum())
+    judged = rows & here & np.isfinite(score)
+    reason[rows & ~judged] = "not_scored"
+    if not judged.any():
+        return Selection(reason, unscored, None, None, np.empty(0))
+    part = table.select(["unit", "score_name"]).filter(pa.array(judged))
+    found, drift = settle(score[judged], _words(part["unit"]), part["score_name"][0].as_py())
+    dropped = judged.copy()
+    dropped[judged] = ~decide(score[judged], found)
+    reason[dropped] = "frechet"
+    return Selection(reason, unscored, found, drift, score[judged])
 
 
 def publish(
-    cfg: Config, slices: Sequence[str], rejected: Sequence[Rejected], reference: str
+    cfg: Config, table: pa.Table, rejected: Sequence[Rejected], mark: str, whole: bool, anew: bool = False
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Write verdicts, rejected, calibration, pairs and yield of the slices' verdicts; return their paths and the counts.
+    """Calibrate, select, pair and write everything; return the paths and the counts.
 
-    Raises Sar2EoError where the kept share of the scored tiles is below `cca.min_kept`, after everything is written,
-    so that the report can show why.
+    whole: False for a part of the plan, whose calibration is not frozen; anew: make a new calibration.
+    Raises Sar2EoError where the kept share of the scored tiles leaves `cca.min_kept`..`max_kept`, after everything is
+    written, so that the report can show why.
     """
-    root = cfg.run.out
-    tables = [pq.read_table(io.BytesIO(storage.read_bytes(storage.join(root, p)))) for p in slices]
-    measured = pa.concat_tables(tables) if tables else schema(Verdict).empty_table()
-    measured = measured.sort_by([("key", "ascending")])  # canonical; slices never share a tile
-    final, calibration = _select(cfg, measured, reference)
-    outputs = {
-        "verdicts": "collect/verdicts.parquet",
-        "rejected": "collect/rejected.parquet",
-        "pairs": "collect/pairs.parquet",
-        "yield": "collect/yield.parquet",
-    }
+    root, outputs = cfg.run.out, dict(OUTPUTS)
+    found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.settle(cfg, s, u, n, mark, whole, anew))
+    final = _with_reasons(table, found.reason)
     _put(root, outputs["verdicts"], final)
     _put(root, outputs["rejected"], to_table(rejected, Rejected))
-    if calibration:
-        outputs["calibration"] = "collect/calibration.json"
-        text = json.dumps(dataclasses.asdict(calibration), indent=1, sort_keys=True)
-        storage.put(storage.join(root, outputs["calibration"]), text.encode())
+    if found.calibration:
+        outputs["calibration"] = calibrations.CURRENT
     else:
-        storage.delete(storage.join(root, "collect/calibration.json"))
+        storage.delete(storage.join(root, calibrations.CURRENT))
+    if found.drift and (line := found.drift.line(cfg.cca.drift_max)):
+        print(f"collect: {line}", flush=True)
+        outputs["drift"] = calibrations.put_drift(cfg, found.drift)
     sar, eo = (final.filter(pc.equal(final["sensor"], s)) for s in (S1, S2))
     pairs = assign(match(sar, eo, cfg.pairing), cfg.split)
     _put(root, outputs["pairs"], pairs)
     _put(root, outputs["yield"], curve(sar, eo, cfg.pairing))
-    counts = _counts(final, rejected, pairs)
-    scored = int(pc.sum(pc.is_finite(final["score"])).as_py() or 0)
-    if calibration and scored and counts["S2 kept"] < cfg.cca.min_kept * scored:
-        raise Sar2EoError(
-            f"only {counts['S2 kept']} of {scored} scored tiles are above the threshold {calibration.threshold:.4g} "
-            f"(rule {calibration.rule}, beta {calibration.beta:g}, scores {calibration.low:.4g}..{calibration.high:.4g}): "
-            f"less than cca.min_kept {cfg.cca.min_kept:g}. One outlier can do this: look at collect/verdicts.parquet, "
-            f"then try --set cca.rule=quantile or another cca.beta; nothing is computed again."
-        )
-    return outputs, counts
+    if found.calibration:
+        calibrations.guard(cfg, found.scores, found.calibration)
+    return outputs, _counts(final, rejected, pairs)
 
 
-def _select(cfg: Config, table: pa.Table, reference: str) -> tuple[pa.Table, Calibration | None]:
-    """Stage 3: the threshold over the survivors of stages 1 and 2, and the final reason of every tile."""
-    if cfg.cca.profile != "paper":  # no stage 3
-        return table, None
-    scores = np.asarray(table["score"].to_numpy(zero_copy_only=False), np.float64)
-    entered = np.isfinite(scores) & np.asarray(pc.equal(table["reason"], KEPT).to_numpy(zero_copy_only=False))
-    if not entered.any():
-        return table, None
-    names = set(table["score_name"].filter(pa.array(entered)).unique().to_pylist())
-    if len(names) > 1:
-        raise Sar2EoError(f"scores of different extractors in one run folder: {sorted(names)}; use --fresh")
-    calibration = calibrate(scores[entered], names.pop(), cfg.cca.rule, cfg.cca.beta, reference)
-    dropped = entered.copy()
-    dropped[entered] = ~decide(scores[entered], calibration)
-    reason = pc.if_else(pa.array(dropped), "frechet", table["reason"])
-    return table.set_column(
-        table.schema.get_field_index("reason"), schema(Verdict).field("reason"), reason
-    ), calibration
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What another choice changes. before, after: S2 tiles by reason; enter, leave: how many; examples: keys of some."""
+
+    before: dict[str, int]
+    after: dict[str, int]
+    enter: int
+    leave: int
+    entering: tuple[str, ...]
+    leaving: tuple[str, ...]
+    gaps: int
+
+    def text(self) -> str:
+        kept = self.before.get(KEPT, 0)
+        lines = [
+            f"training set: {self.enter:,} S2 tiles enter, {self.leave:,} leave: "
+            f"{kept:,} -> {kept + self.enter - self.leave:,} of {sum(self.before.values()):,}"
+        ]
+        for reason in sorted({*self.before, *self.after} - {KEPT}):
+            b, a = self.before.get(reason, 0), self.after.get(reason, 0)
+            if a != b:
+                lines.append(f"  {reason:12s} {b:,} -> {a:,}")
+        for what, keys in (("enter", self.entering), ("leave", self.leaving)):
+            lines += [f"  {what:5s} {k}" for k in keys]
+        if self.gaps:
+            lines.append(f"  {self.gaps:,} of those that would pass have no score yet: they are read and scored first")
+        return "\n".join(lines)
+
+
+def preview(cfg: Config, mark: str, examples: int = 3) -> Change:
+    """What the config would change in the published selection: read and decided, nothing written.
+
+    Tiles without a score count as entering none: their score is not known.
+    """
+    with ranged(storage.join(cfg.run.out, OUTPUTS["verdicts"])) as f:
+        columns = [*MEASURED, "sensor", "reason", "score", "score_name", "scored_by", "unit"]
+        words = ["sensor", "reason", "qa60_state", "score_name", "scored_by", "unit"]
+        table = pq.read_table(f, columns=columns, read_dictionary=words)
+        old = _words(table["reason"])
+        found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.foresee(cfg, s, u, n, mark))
+        eo = np.asarray(pc.equal(table["sensor"], S2))
+        enter, leave = (eo & (a == KEPT) & (b != KEPT) for a, b in ((found.reason, old), (old, found.reason)))
+        some = [np.flatnonzero(x)[:examples] for x in (enter, leave)]
+        keys = pq.read_table(f, columns=["key"])["key"] if any(s.size for s in some) else None
+    named = [tuple(keys[int(i)].as_py() for i in s) if keys is not None else () for s in some]
+    before, after = (dict(zip(*_tally(x[eo]), strict=True)) for x in (old, found.reason))
+    return Change(before, after, int(enter.sum()), int(leave.sum()), named[0], named[1], found.unscored)
+
+
+def _tally(words: Words) -> tuple[list[str], list[int]]:
+    groups = pa.array(words, pa.string()).dictionary_encode().value_counts()
+    return groups.field("values").to_pylist(), groups.field("counts").to_pylist()
+
+
+def _with_reasons(table: pa.Table, reason: Words) -> pa.Table:
+    """The table with its final reasons; details of those that changed are made anew."""
+    changed = np.flatnonzero(reason != _words(table["reason"]))
+    if not changed.size:
+        return table
+    detail = _words(table["detail"])
+    rows = table.select(MEASURED).take(pa.array(changed)).to_pylist()
+    for at, row in zip(changed.tolist(), rows, strict=True):
+        detail[at] = profile.explain(reason[at], row)
+    return _set(_set(table, "reason", pa.array(reason, pa.string())), "detail", pa.array(detail, pa.string()))
+
+
+def _words(column: pa.ChunkedArray) -> Words:
+    """A string column as (N,) objects; each distinct string once in memory."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    parts = [
+        np.asarray(c.dictionary.to_pylist(), object)[c.indices.to_numpy(zero_copy_only=False)]
+        for c in encoded.chunks if len(c)
+    ]  # fmt: skip
+    return np.concatenate(parts) if parts else np.empty(0, object)
+
+
+def _set(table: pa.Table, name: str, values: Any) -> pa.Table:
+    at = table.schema.get_field_index(name)
+    return table.set_column(at, table.schema.field(at), values)
+
+
+def _read(uri: str, columns: list[str] | None = None) -> pa.Table:
+    with ranged(uri) as f:
+        return pq.read_table(f, columns=columns)
 
 
 def _counts(final: pa.Table, rejected: Sequence[Rejected], pairs: pa.Table) -> dict[str, int]:

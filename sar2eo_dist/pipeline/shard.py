@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sar2eo_dist import shards, sources, storage
+from sar2eo_dist.cca import exposure
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import BadInput, ConfigError
 from sar2eo_dist.ledger import Entry, Ledger
@@ -240,7 +241,8 @@ def _read(
     """
     sar, eo = refs
     try:
-        db, dn = sources.read_sar(sar), sources.read_eo(eo).bands
+        db, seen = sources.read_sar(sar), sources.read_eo(eo)
+        dn = exposure.harmonise(seen.bands, seen.offset)
     except BadInput as e:
         for ref in refs:
             sources.unchanged(ref)  # collect could read it: most likely it is another file now

@@ -35,7 +35,9 @@ OUTAGE_S = 180.0  # where for so long every unit fails for want of the store, th
 class Options:
     """How a verb is run this time; none of it changes a result.
 
-    limit: at most so many units (0 = all); audit: share of the finished units whose outputs are hashed again (0 = none).
+    limit: at most so many units (0 = all); audit: share of the finished units whose outputs are hashed again (0 = none);
+    of collect alone: reselect: choose again from the stored archive, recalibrate: make a new calibration;
+    of reference alone: candidates: show so many tiles of the archive instead of building the set.
     """
 
     dry_run: bool = False
@@ -43,6 +45,9 @@ class Options:
     strict: bool = False
     limit: int = 0
     audit: float = 0.0
+    reselect: bool = False
+    recalibrate: bool = False
+    candidates: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ import datetime as dt
 import math
 import re
 
+import numpy as np
+import numpy.typing as npt
+
 UNKNOWN = "\N{EN DASH}"
 _ = "\N{NO-BREAK SPACE}"  # between a number and its unit
 
@@ -108,3 +111,25 @@ def redact(text: str) -> str:
     """Without the secrets that URIs can carry: user:password@ and the query of a signed link."""
     text = re.sub(r"(\w+://)[^/\s@'\"<>]+@", r"\1***@", text)
     return re.sub(r"(\w+://[^\s?'\"<>]+)\?[^\s'\"<>]+", r"\1?***", text)
+
+
+def histogram(values: npt.NDArray[np.float64], mark: float, rows: int = 12, width: int = 40) -> str:
+    """Counts of (N,) values as lines of text; the line that holds `mark` says so. Values that are not finite are left out.
+
+    The bins span the 0.5 and 99.5 % quantiles; what lies beyond is in the first and last, which name the true ends.
+    """
+    finite = np.sort(values[np.isfinite(values)])
+    if not finite.size:
+        return "(no value)"
+    low, high = (float(q) for q in np.quantile(finite, (0.005, 0.995)))
+    edges = np.linspace(low, high if high > low else low + 1, rows + 1)
+    at = np.clip(np.searchsorted(edges, finite, side="right") - 1, 0, rows - 1)
+    counts = np.bincount(at, minlength=rows)
+    starts = [float(min(edges[0], finite[0])), *map(float, edges[1:-1])]
+    ends = [*map(float, edges[1:-1]), float(max(edges[-1], finite[-1]))]
+    lines = []
+    for start, end, n in zip(starts, ends, counts.tolist(), strict=True):
+        bar = "█" * max(round(width * n / int(counts.max())), 1 if n else 0)
+        here = "  <- threshold" if start <= mark < end or (mark == end == ends[-1]) else ""
+        lines.append(f"{number(start):>10} to {number(end):<10} {bar:<{width}} {n:,}{here}")
+    return "\n".join(lines)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
 
 from sar2eo_dist.errors import BadInput, ConfigError
-from sar2eo_dist.records import PATCH, S1, S1_BANDS, S2, S2_BANDS
+from sar2eo_dist.records import PATCH, S1, S1_BANDS, S2, S2_BANDS, Rejected, TileRef, place_key, schema
 
 #: sensor -> its name in MultiEarth's file names; the NetCDF attribute `data_source` has a hyphen before the number
 SENSOR_NAMES = {S1: "Sentinel1", S2: "Sentinel2"}
 REQUIRED: dict[str, tuple[str, ...]] = {S1: S1_BANDS, S2: S2_BANDS}
 OPTIONAL: dict[str, tuple[str, ...]] = {S1: (), S2: ("QA60",)}
 FIRST_DATE = dt.date(2014, 4, 3)  # launch of Sentinel-1A, the first Sentinel
+BATCH = 65_536  # rows of one table of a listing, at most
+#: the tables of a listing: the fields of a TileRef after its key
+SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), *schema(TileRef)])
+Scan = tuple[Iterator[pa.Table], list[Rejected]]
+Seen = Callable[[int], None]  # told how many objects or rows a listing has seen so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +32,12 @@ class EO:
 
     bands  (3, 256, 256) uint16, DN = reflectance x 10000, in the order B4, B3, B2 (red, green, blue); 0 = no data
     qa60   (256, 256) uint16 bit field (bit 10 opaque cloud, bit 11 cirrus), or None where the acquisition has none
+    offset what the product adds to every DN (its own metadata; MultiEarth is the harmonised collection: 0)
     """
 
     bands: NDArray[np.uint16]
     qa60: NDArray[np.uint16] | None
+    offset: int = 0
 
 
 def required(sensor: str) -> tuple[str, ...]:
@@ -46,6 +56,41 @@ def date_fault(date: dt.date) -> str:
     if FIRST_DATE <= date <= last:
         return ""
     return f"{date.isoformat()} is not within {FIRST_DATE.isoformat()} and {last.isoformat()}"
+
+
+def order(lon: ArrayLike, lat: ArrayLike, day: ArrayLike) -> NDArray[np.int64]:
+    """Numbers below 2^54 that compare as the TileRef.key of one sensor do: equal where keys are, else in their order.
+
+    lon, lat: degrees within +-180 and +-90; day: date.toordinal(). Keys are strings: "+" comes before "-", and then the
+    smaller magnitude.
+    """
+    places = (np.rint(100 * np.asarray(degrees, np.float64)).astype(np.int64) for degrees in (lon, lat))
+    east, north = (np.where(hundredths < 0, 1 << 15, 0) + np.abs(hundredths) for hundredths in places)
+    ranks: NDArray[np.int64] = (east << 38) + (north << 22) + np.asarray(day, np.int64)
+    return ranks
+
+
+def table(sensor: str, kind: str, lon: ArrayLike, lat: ArrayLike, day: ArrayLike, **columns: pa.Array) -> pa.Table:
+    """One table of a listing, of SCHEMA, from its rows' places (degrees), days (date.toordinal()) and other columns.
+
+    columns: bands, uris, rows and digest. Orbit and platform are unknown to MultiEarth.
+    """
+    lon, lat = np.asarray(lon, np.float64), np.asarray(lat, np.float64)
+    _, first, where = np.unique(order(lon, lat, np.zeros(len(lon))), return_index=True, return_inverse=True)
+    places = pa.array([place_key(*p) for p in zip(lon[first].tolist(), lat[first].tolist(), strict=True)], pa.string())
+    dates = pa.array((np.asarray(day) - dt.date(1970, 1, 1).toordinal()).astype(np.int32)).cast(pa.date32())
+    constant = {"sensor": sensor, "kind": kind, "orbit": "unknown", "platform": "unknown"}
+    key = pc.binary_join_element_wise(sensor, places.take(pa.array(where)), dates.cast(pa.string()), "/")
+    columns |= {name: pa.repeat(value, len(lon)) for name, value in constant.items()}
+    return pa.table({"key": key, "lon": lon, "lat": lat, "date": dates} | columns, schema=SCHEMA)
+
+
+def possible(days: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(N,): whether a Sentinel can have acquired anything on these days: date.toordinal(), 0 = no day at all."""
+    known, where = np.unique(days, return_inverse=True)
+    flown = [day > 0 and not date_fault(dt.date.fromordinal(day)) for day in known.tolist()]
+    mask: NDArray[np.bool_] = np.array(flown, bool)[where]
+    return mask
 
 
 def stem(sensor: str, lon: float, lat: float, date: dt.date, band: str = "") -> str:

@@ -7,12 +7,16 @@ Longitude comes first in the name; a band may hold "_". Layout: the challenge's 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import re
 import threading
 import warnings
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
@@ -21,7 +25,7 @@ from sar2eo_dist import storage
 from sar2eo_dist.errors import BadInput, StorageError
 from sar2eo_dist.records import Rejected, TileRef, digest, place_key
 from sar2eo_dist.sources import multiearth
-from sar2eo_dist.sources.multiearth import EO, OPTIONAL, SENSOR_NAMES
+from sar2eo_dist.sources.multiearth import BATCH, EO, OPTIONAL, SENSOR_NAMES, Scan, Seen
 
 KIND = "multiearth_tiff"
 LAYOUT = "{Sensor}_{BAND}_{lon}_{lat}_{YYYY}_{MM}_{DD}.tiff"
@@ -61,42 +65,115 @@ def parse_name(uri: str) -> Name:
     return Name(match["sensor"], match["band"] or "", lon, lat, date)
 
 
-def list_tiles(root: str, sensor: str) -> tuple[list[TileRef], list[Rejected]]:
-    """Acquisitions of one sensor below a folder; see `sources.list_tiles`."""
-    needed = multiearth.required(sensor)
-    files = storage.list_files(root)
-    tiffs = [i for i in files if i.uri.lower().endswith(_ENDINGS)]
-    if files and not tiffs and storage.name(files[0].uri) == storage.name(root):
-        raise StorageError(root, "a single file that is no TIFF, where a folder of them was expected (data.kind?)")
-    acquisitions: dict[tuple[str, dt.date], dict[str, tuple[Name, storage.Info]]] = {}
+def scan(root: str, sensor: str, seen: Seen) -> Scan:
+    """Acquisitions of one sensor below a folder; see `sources.scan`. `seen` is told of objects of any kind."""
+    files = _Files(root, multiearth.required(sensor) + OPTIONAL[sensor])
     rejected: list[Rejected] = []
-    for info in tiffs:
-        try:
-            name = _own(info.uri, sensor)
-        except BadInput as e:
-            rejected.append(Rejected(sensor, info.uri, e.reason, e.detail))
-            continue
-        if name is None:
-            continue
-        bands = acquisitions.setdefault((place_key(name.lon, name.lat), name.date), {})
-        band = name.band.upper()
-        if band not in bands:
-            bands[band] = name, info
-        elif band in needed + OPTIONAL[sensor]:
-            detail = f"{band} of this place and date is {bands[band][1].uri}"
-            rejected.append(Rejected(sensor, info.uri, "duplicate", detail))
-    tiles = []
-    for (place, date), bands in acquisitions.items():
-        missing = [b for b in needed if b not in bands]
-        if missing:
-            detail = f"{sensor}/{place}/{date.isoformat()} has {' '.join(bands)}, not {' '.join(missing)}"
-            rejected.append(Rejected(sensor, next(iter(bands.values()))[1].uri, "missing_band", detail))
-            continue
-        present = needed + tuple(b for b in OPTIONAL[sensor] if b in bands)
-        first, infos = bands[present[0]][0], [bands[b][1] for b in present]
-        mark = digest(*(i.digest for i in infos))
-        tiles.append(TileRef(sensor, first.lon, first.lat, date, KIND, present, tuple(i.uri for i in infos), mark))
-    return tiles, rejected
+    objects = tiffs = 0
+    first = ""
+    for page in storage.walk(root):
+        first = first or (page[0].uri if page else "")
+        objects += len(page)
+        found = [info for info in page if info.uri.lower().endswith(_ENDINGS)]
+        tiffs += len(found)
+        own = []
+        for info in found:
+            try:
+                name = _own(info.uri, sensor)
+            except BadInput as e:
+                rejected.append(Rejected(sensor, info.uri, e.reason, e.detail))
+                continue
+            if name:
+                own.append((name, info))
+        files.add(own)
+        seen(objects)
+    if objects and not tiffs and storage.name(first) == storage.name(root):
+        raise StorageError(root, "a single file that is no TIFF, where a folder of them was expected (data.kind?)")
+    return _tables(files, sensor, rejected), rejected
+
+
+class _Files:
+    """What the names and versions of one sensor's files say, in order of listing: a name and 32 bytes of numbers each.
+
+    base    what all URIs begin with; texts: the rest of them, one after the other; ends: where each ends
+    keys    multiearth.order, and in the 3 bits below it the band, as its number in `wanted` (others: the number after)
+    marks   storage.Info.digest as 16 bytes; zeros for a band that is not wanted
+    """
+
+    def __init__(self, root: str, wanted: tuple[str, ...]) -> None:
+        fs, path = storage.filesystem(root)
+        self.base = (storage.local_path(root) or str(fs.unstrip_protocol(path))).encode()
+        self.wanted = wanted
+        self.texts, self.ends, self.keys, self.marks = bytearray(), array("q", [0]), array("q"), bytearray()
+
+    def add(self, files: Sequence[tuple[Name, storage.Info]]) -> None:
+        codes = []
+        for name, info in files:
+            uri, band = info.uri.encode(), name.band.upper()
+            if not uri.startswith(self.base):
+                raise StorageError(info.uri, f"listed outside of {self.base.decode()}")
+            self.texts += uri[len(self.base) :]
+            self.ends.append(len(self.texts))
+            known = band in self.wanted
+            codes.append(self.wanted.index(band) if known else len(self.wanted))
+            self.marks += bytes.fromhex(info.digest) if known else bytes(16)
+        lon, lat, day = (
+            zip(*((n.lon, n.lat, n.date.toordinal()) for n, _ in files), strict=True) if files else ((),) * 3
+        )
+        self.keys.frombytes((multiearth.order(lon, lat, day) << 3 | np.array(codes, np.int64)).tobytes())
+
+    def uri(self, file: int) -> str:
+        return (self.base + self.texts[self.ends[file] : self.ends[file + 1]]).decode()
+
+    def mark(self, file: int) -> str:
+        return self.marks[16 * file : 16 * file + 16].hex()
+
+
+def _tables(files: _Files, sensor: str, rejected: list[Rejected]) -> Iterator[pa.Table]:
+    """Files grouped into acquisitions, a batch at a time; what does not become one goes to `rejected`."""
+    keys = np.frombuffer(files.keys, np.int64)
+    by = np.argsort(keys, kind="stable")
+    bounds = np.r_[np.flatnonzero(np.diff(keys[by] >> 3, prepend=-1)), len(by)]
+    for at in range(0, len(bounds) - 1, BATCH):
+        some = bounds[at : at + BATCH + 1]
+        members = by[some[0] : some[-1]]
+        listed = list(zip((keys[members] & 7).tolist(), members.tolist(), strict=True))
+        groups = (listed[a:b] for a, b in itertools.pairwise((some - some[0]).tolist()))
+        tiles = [tile for group in groups if (tile := _acquisition(files, sensor, group, rejected))]
+        if tiles:
+            lon, lat, day, bands, uris, marks = zip(*tiles, strict=True)
+            texts = pa.list_(pa.string())
+            yield multiearth.table(
+                sensor, KIND, lon, lat, day, bands=pa.array(bands, texts), uris=pa.array(uris, texts),
+                rows=pa.array([[]] * len(tiles), pa.list_(pa.int64())), digest=pa.array(marks),
+            )  # fmt: skip
+
+
+_Row = tuple[float, float, int, tuple[str, ...], list[str], str]
+
+
+def _acquisition(files: _Files, sensor: str, members: list[tuple[int, int]], rejected: list[Rejected]) -> _Row | None:
+    """One row of a table from the (band's number, file) of one place and day, sorted; None where a band is missing."""
+    found: dict[int, int] = {}
+    for code, file in members:
+        if found.setdefault(code, file) != file and code < len(files.wanted):
+            detail = f"{files.wanted[code]} of this place and date is {files.uri(found[code])}"
+            rejected.append(Rejected(sensor, files.uri(file), "duplicate", detail))
+    needed = multiearth.required(sensor)
+    if missing := [band for code, band in enumerate(needed) if code not in found]:
+        uris = [files.uri(file) for file in sorted(file for _, file in members)]
+        name = parse_name(uris[0])
+        bands = " ".join(dict.fromkeys(parse_name(uri).band.upper() for uri in uris))
+        detail = (
+            f"{sensor}/{place_key(name.lon, name.lat)}/{name.date.isoformat()} has {bands}, not {' '.join(missing)}"
+        )
+        rejected.append(Rejected(sensor, uris[0], "missing_band", detail))
+        return None
+    found.pop(len(files.wanted), None)
+    uris, name = [files.uri(file) for file in found.values()], parse_name(files.uri(found[0]))
+    bands_of = tuple(files.wanted[code] for code in found)
+    mark = digest(*(files.mark(file) for file in found.values()))
+    return name.lon, name.lat, name.date.toordinal(), bands_of, uris, mark
 
 
 def _own(uri: str, sensor: str) -> Name | None:

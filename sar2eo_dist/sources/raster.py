@@ -6,6 +6,7 @@ outage has storage's name. Sidecar files (.aux.xml, .msk, .ovr) are ignored: the
 
 from __future__ import annotations
 
+import contextvars
 import weakref
 from typing import Any
 
@@ -22,6 +23,8 @@ from rasterio.windows import Window
 from sar2eo_dist import storage
 from sar2eo_dist.errors import BadInput, Sar2EoError, StorageError
 from sar2eo_dist.sources.ranged import RangedFile
+
+CACHE = 256 << 20  # bytes of decoded blocks that a process keeps: the row of blocks across a scene fits
 
 
 class _GdalFile:
@@ -93,7 +96,7 @@ MultiByteRangeResourceContainer.register(_Container)
 
 
 class Raster:
-    """An open GeoTIFF: `info` as listed, `dataset` of rasterio. For one thread: GDAL's handles must not be shared.
+    """An open GeoTIFF: `info` as listed, `dataset` of rasterio. For one thread at a time: GDAL's handles must not be shared.
 
     Raises BadInput (unreadable) for what is no GeoTIFF, and storage's errors. After a failed read it is to be closed:
     GDAL may have kept half of what it asked for.
@@ -103,16 +106,20 @@ class Raster:
         self.info = storage.info(uri)
         fs, path = storage.filesystem(uri)
         self._container = None if isinstance(fs, LocalFileSystem) else _Container(self.info)
+        # Of its own: rasterio keeps the files that GDAL holds in the current context, which ends with its thread, and a
+        # dataset that outlives it (an error's traceback is enough) would be closed through freed memory.
+        self._context = contextvars.Context()
         try:
-            with _gdal():
+            with gdal():
                 if self._container is None:
                     self.dataset = rasterio.open(path, driver="GTiff")
                 else:
-                    self.dataset = rasterio.open(_Container.NAME, driver="GTiff", opener=self._container)
+                    source = {"driver": "GTiff", "opener": self._container}
+                    self.dataset = self._context.run(lambda: rasterio.open(_Container.NAME, **source))
         except RasterioError as e:
             raise self._fault(f"does not open as GeoTIFF ({e})") from e
         # At exit too: while the interpreter is torn down GDAL can no longer call back, and says so on the terminal.
-        self.close = weakref.finalize(self, self.dataset.close)
+        self.close = weakref.finalize(self, self._context.run, self.dataset.close)
 
     def read(self, bands: list[int], row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """(pixels as stored (B, h, w), bool (B, h, w) where they are data) of 1-based bands; inside the raster.
@@ -120,17 +127,21 @@ class Raster:
         No data: the nodata value, an internal mask, alpha. Raises BadInput (unreadable) and storage's errors.
         """
         window = Window(col, row, width, height)
-        flags = [self.dataset.mask_flag_enums[b - 1] for b in bands]
         try:
-            with _gdal():
-                raw = self.dataset.read(bands, window=window)
-                masked = any(MaskFlags.all_valid not in f for f in flags)
-                valid = self.dataset.read_masks(bands, window=window) > 0 if masked else np.ones(raw.shape, bool)
+            with gdal():
+                raw, valid = self._context.run(self._read, bands, window)
         except RasterioError as e:
             raise self._fault(f"{window} does not decode ({e})") from e
         if self._container and self._container.error:
             raise self._fault("")
         return raw, valid
+
+    def _read(self, bands: list[int], window: Window) -> tuple[NDArray[Any], NDArray[Any]]:
+        raw = self.dataset.read(bands, window=window)
+        flags = [self.dataset.mask_flag_enums[b - 1] for b in bands]
+        if all(MaskFlags.all_valid in f for f in flags):
+            return raw, np.ones(raw.shape, bool)
+        return raw, self.dataset.read_masks(bands, window=window) > 0
 
     def _fault(self, detail: str) -> Exception:
         error = self._container.error if self._container else None
@@ -139,5 +150,7 @@ class Raster:
         return error if isinstance(error, Sar2EoError) else StorageError(self.info.uri, f"read failed ({error!r})")
 
 
-def _gdal() -> Any:
-    return rasterio.Env(DummySession(), GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
+def gdal() -> Any:
+    """GDAL's settings: no credentials, no sidecars, and a bound on decoded blocks, of which its own is 5 % of the
+    machine's memory in every process."""
+    return rasterio.Env(DummySession(), GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=CACHE)

@@ -30,7 +30,7 @@ class _Opened(Raster):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self.bands = _bands(self.dataset, self.info.uri)
+        self.bands = sar_bands(self.dataset, self.info.uri)
 
 
 def open_scene(uri: str, units: str = "", quantity: str = "") -> SceneRef:
@@ -47,10 +47,10 @@ def open_scene(uri: str, units: str = "", quantity: str = "") -> SceneRef:
     opened = _Opened(uri)
     try:
         dataset, name = opened.dataset, opened.info.uri
-        _check_georeference(dataset, name)
-        _check_dtype(dataset, opened.bands, name)
+        check_georeference(dataset, name)
+        check_dtype(dataset, opened.bands, name)
         tags = {k.upper(): v.strip() for k, v in dataset.tags().items()}
-        date = _date(tags.get("DATE", ""), name)
+        date = tag_date(tags.get("DATE", ""), name)
         orbit = next((o for o in ("ascending", "descending") if o == tags.get("ORBIT", "").lower()), "unknown")
         epsg = dataset.crs.to_epsg()
         return SceneRef(
@@ -62,8 +62,8 @@ def open_scene(uri: str, units: str = "", quantity: str = "") -> SceneRef:
             date=date,
             orbit=orbit,
             platform=tags.get("PLATFORM") or "unknown",
-            units=_declared("units", units or tags.get("SAR2EO_UNITS", ""), UNITS, name),
-            quantity=_declared("quantity", quantity or tags.get("SAR2EO_QUANTITY", ""), QUANTITIES, name),
+            units=declared("units", units or tags.get("SAR2EO_UNITS", ""), UNITS, name),
+            quantity=declared("quantity", quantity or tags.get("SAR2EO_QUANTITY", ""), QUANTITIES, name),
             nodata=dataset.nodata,
             digest=opened.info.digest,
         )
@@ -91,18 +91,21 @@ def read_window(scene: SceneRef, row: int, col: int, height: int, width: int) ->
     except Exception:
         _forget(scene)  # GDAL may have kept half of what it asked for
         raise
-    out[:, top - row : bottom - row, left - col : right - col] = _decibel(opened, scene, raw, valid)
+    scale = [(opened.dataset.scales[b - 1], opened.dataset.offsets[b - 1]) for b in opened.bands]
+    out[:, top - row : bottom - row, left - col : right - col] = decibel(raw, valid, scale, scene.units)
     return out
 
 
-def _decibel(opened: _Opened, scene: SceneRef, raw: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    scale = [opened.dataset.scales[b - 1] for b in opened.bands]
-    offset = [opened.dataset.offsets[b - 1] for b in opened.bands]
+def decibel(
+    raw: NDArray[Any], valid: NDArray[np.bool_], scale: list[tuple[float, float]], units: str
+) -> NDArray[np.float32]:
+    """(2, h, w) as stored -> float32 dB, NaN = no data. valid: where it is data; scale: (factor, addend) of each band."""
     values = raw.astype(np.float32)
-    if scale != [1.0, 1.0] or offset != [0.0, 0.0]:
-        values = (raw * np.reshape(scale, (2, 1, 1)) + np.reshape(offset, (2, 1, 1))).astype(np.float32)
+    if scale != [(1.0, 0.0), (1.0, 0.0)]:
+        factor, addend = (np.reshape(column, (2, 1, 1)) for column in zip(*scale, strict=True))
+        values = (raw * factor + addend).astype(np.float32)
     values[~valid] = np.nan
-    if scene.units == "linear":
+    if units == "linear":
         with np.errstate(divide="ignore", invalid="ignore"):
             values = 10 * np.log10(values)  # 0 -> -inf, negative -> NaN: both no data
         values[~np.isfinite(values)] = np.nan
@@ -131,7 +134,7 @@ def _forget(scene: SceneRef) -> None:
         opened.close()
 
 
-def _bands(dataset: Any, uri: str) -> list[int]:
+def sar_bands(dataset: Any, uri: str) -> list[int]:
     """1-based bands of VV and VH."""
     words = [set(re.split(r"[^A-Z0-9]+", (d or "").upper())) for d in dataset.descriptions]
     if dataset.count < 2:
@@ -144,7 +147,7 @@ def _bands(dataset: Any, uri: str) -> list[int]:
     return [f[0] for f in found]
 
 
-def _check_georeference(dataset: Any, uri: str) -> None:
+def check_georeference(dataset: Any, uri: str) -> None:
     points = dataset.gcps[0]
     if points and dataset.transform.is_identity:
         raise BadInput("unreadable", uri, f"raw GRD ({len(points)} ground control points, no geotransform), geocode it")
@@ -154,7 +157,7 @@ def _check_georeference(dataset: Any, uri: str) -> None:
         raise BadInput("unreadable", uri, "no geotransform: a geocoded scene is needed")
 
 
-def _check_dtype(dataset: Any, bands: list[int], uri: str) -> None:
+def check_dtype(dataset: Any, bands: list[int], uri: str) -> None:
     for band in bands:
         name = dataset.dtypes[band - 1]
         kind = "c" if name.startswith("complex") else np.dtype(name).kind  # complex_int16 is GDAL's alone
@@ -164,14 +167,14 @@ def _check_dtype(dataset: Any, bands: list[int], uri: str) -> None:
             raise BadInput("wrong_dtype", uri, f"band {band} is {name}: {why}")
 
 
-def _declared(what: str, value: str, known: tuple[str, ...], uri: str) -> str:
+def declared(what: str, value: str, known: tuple[str, ...], uri: str) -> str:
     if value.lower() in known:
         return value.lower()
     state = f"unknown {what} {value!r}" if value else f"undeclared {what}"
     raise BadInput("unreadable", uri, f"{state}: give one of {', '.join(known)}, or set the tag SAR2EO_{what.upper()}")
 
 
-def _date(text: str, uri: str) -> dt.date | None:
+def tag_date(text: str, uri: str) -> dt.date | None:
     if not text:
         return None
     try:

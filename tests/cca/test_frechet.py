@@ -3,59 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import numpy as np
 import pytest
+from gaussians import by_svd, maps_of, moments, peer, pooled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 
-from sar2eo_dist.cca.frechet import Moments, Reference, frechet_distance, point_distance
+from sar2eo_dist.cca.frechet import (
+    Moments,
+    Reference,
+    frechet_distance,
+    point_distance,
+    position_distance,
+    spatial_distance,
+)
+from sar2eo_dist.cca.reference import contrasts
 from sar2eo_dist.errors import ReferenceSetError
-from sar2eo_dist.models import _torchvision
+
+fresh = st.integers(0, 2**32 - 1)
 
 
-def peer(mu1, sigma1, mu2, sigma2) -> float:
-    """pytorch-fid itself."""
-    _torchvision.ensure()  # pytorch-fid imports it
-    from pytorch_fid.fid_score import calculate_frechet_distance
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a single image has a singular covariance
-        return float(calculate_frechet_distance(mu1, sigma1, mu2, sigma2))
-
-
-def by_svd(x: np.ndarray, y: np.ndarray) -> float:
-    """Tr (S1 S2)^(1/2) as the nuclear norm of the product of the centred data: no covariance is ever formed."""
-    a, b = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
-    nuclear = linalg.svdvals(a @ b.T).sum()
-    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.square(a).sum() + np.square(b).sum() - 2 * nuclear)
-
-
-def pooled(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
-    """Like pooled features: not negative, of very different scales, correlated."""
-    rng = np.random.default_rng(seed)
-    mix = rng.normal(size=(d, d)) / np.sqrt(d) + np.eye(d)
-    return np.abs(rng.normal(size=(n, d)) @ mix) * np.logspace(-3, 0, d) + shift
-
-
-def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return x.mean(0), np.cov(x, rowvar=False)
+def of_positions(maps: np.ndarray) -> Reference:
+    return Reference.from_moments(Moments.from_features(maps.reshape(-1, maps.shape[2])), "e", "p", "positions", 3)
 
 
 @pytest.mark.parametrize(("n1", "n2", "d", "bound"), [(200, 300, 24, 1e-6), (20, 30, 64, 1e-5), (30, 30, 100, 1e-5)])
-def test_two_sets(n1, n2, d, bound):
-    x, y = pooled(n1, d, 0), pooled(n2, d, 1, 0.2)
+@settings(max_examples=5, deadline=None)
+@given(fresh)
+def test_two_sets(n1, n2, d, bound, seed):
+    x, y = pooled(n1, d, seed), pooled(n2, d, seed + 1, 0.2)
     ours = frechet_distance(*moments(x), *moments(y))
     assert ours == pytest.approx(peer(*moments(x), *moments(y)), rel=bound)
     assert ours == pytest.approx(by_svd(x, y), rel=1e-9)
+    merged = [Moments.from_features(z[:9]).merge(Moments.from_features(z[9:])) for z in (x, y)]
+    assert frechet_distance(*[a for m in merged for a in (m.mean, m.covariance)]) == pytest.approx(ours, rel=1e-9)
 
 
-def test_same_set_and_no_spread():
-    x = pooled(10, 40, 0)
-    assert 0 <= frechet_distance(*moments(x), *moments(x)) < 1e-12
-    zero = np.zeros((40, 40))
+@settings(max_examples=20, deadline=None)
+@given(fresh, st.integers(2, 40), st.integers(2, 40), st.integers(1, 30))
+def test_identity_and_symmetry(seed, n1, n2, d):
+    x, y = (np.reshape(a, (d,) * k) for k, a in enumerate(moments(pooled(n1, d, seed)), 1)), pooled(n2, d, seed + 1)
+    one, two = tuple(x), tuple(np.reshape(a, (d,) * k) for k, a in enumerate(moments(y), 1))
+    scale = np.trace(one[1]) + np.trace(two[1])
+    assert 0 <= frechet_distance(*one, *one) < 1e-12 * max(scale, 1)
+    assert frechet_distance(*one, *two) == pytest.approx(frechet_distance(*two, *one), rel=1e-9, abs=1e-12 * scale)
+
+
+def test_no_spread():
+    x, zero = pooled(2, 40, 0), np.zeros((40, 40))
     assert frechet_distance(x[0], zero, x[1], zero) == pytest.approx(np.square(x[0] - x[1]).sum(), rel=1e-12)
     assert frechet_distance(np.float64(1), np.float64(4), np.float64(3), np.float64(9)) == pytest.approx(4 + 1)
 
@@ -71,7 +68,7 @@ def test_point_is_the_image_put_in_twice():
         assert score == pytest.approx(frechet_distance(*moments(twice), *moments(x)), rel=1e-12)
 
 
-@given(st.integers(0, 1000), st.integers(1, 150))
+@given(fresh, st.integers(1, 150))
 @settings(max_examples=20, deadline=None)
 def test_point_does_not_depend_on_the_batch(seed, n):
     reference = Reference.from_features(pooled(4, 37, 0), "e", "p")
@@ -90,99 +87,95 @@ def test_point_of_what_is_not_finite():
         point_distance(features[:, :4], reference)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from((0.0, 1e6)))
-def test_moments_merge_in_any_cut(sizes, seed, offset):
-    x = pooled(sum(sizes) + 2, 6, seed, offset)
-    cuts = np.cumsum(sizes)
-    merged, *rest = [Moments.from_features(part) for part in np.split(x, cuts)]
-    for other in rest:
-        merged = merged.merge(other)
-    assert merged.count == len(x)
-    np.testing.assert_allclose(merged.mean, x.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(merged.covariance, np.cov(x, rowvar=False), rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("shape", [(64, 96), (16, 200), (2, 30), (49, 20)])  # positions, features
+@settings(max_examples=5, deadline=None)
+@given(fresh)
+def test_spatial_against_svd_of_the_data(shape, seed):
+    """float32 against the samples themselves; float64 against the stored reference, whose factor is float32."""
+    maps, clouds = maps_of(3, *shape, seed), maps_of(12, *shape, seed + 2, 0.3)
+    reference = of_positions(clouds)
+    exact = [by_svd(image, clouds.reshape(-1, shape[1])) for image in maps]
+    np.testing.assert_allclose(spatial_distance(maps, reference), exact, rtol=4e-7)
+    stored = reference.factor.astype(np.float64)
+    wanted = []
+    for image in maps.astype(np.float64):
+        centred = (image - image.mean(0)) / np.sqrt(len(image) - 1)
+        spread = reference.trace + np.square(centred).sum() - 2 * linalg.svdvals(centred @ stored).sum()
+        wanted.append(np.square(image.mean(0) - reference.mean).sum() + spread)
+    np.testing.assert_allclose(spatial_distance(maps, reference, np.float64), wanted, rtol=1e-12)
 
 
-def test_moments_of_float32_are_centred_in_float64():
-    x = (pooled(50, 4, 0) + 4096).astype(np.float32)
-    np.testing.assert_allclose(
-        Moments.from_features(x).covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-12
-    )
+@settings(max_examples=5, deadline=None)
+@given(fresh)
+def test_spatial_is_pytorch_fid_of_the_positions(seed):
+    maps, clouds = maps_of(2, 64, 12, seed), maps_of(10, 64, 12, seed + 2, 0.3)
+    theirs = [peer(*moments(m.astype(np.float64)), *moments(clouds.reshape(-1, 12).astype(np.float64))) for m in maps]
+    np.testing.assert_allclose(spatial_distance(maps, of_positions(clouds)), theirs, rtol=1e-6)
 
 
-def test_reference_holds_the_covariance():
-    x = pooled(9, 20, 5)
-    r = Reference.from_features(x, "e", "p")
-    assert (r.count, r.extractor, r.preprocessing) == (9, "e", "p")
-    assert r.factor is not None
-    assert (r.factor.shape, r.factor.dtype) == ((20, 9), np.float32)
-    np.testing.assert_allclose(r.factor @ r.factor.T, np.cov(x, rowvar=False), atol=1e-6)
-    assert r.trace == pytest.approx(np.trace(np.cov(x, rowvar=False)), rel=1e-12)
-    assert Reference.from_features(pooled(21, 20, 5), "e", "p").factor is None
+def test_spatial_against_a_thin_reference():
+    """Fewer samples than features, more and fewer of them than positions; float64 loses nothing to rounding directions."""
+    for n in (8, 20):
+        clouds, maps = pooled(n, 80, 5).astype(np.float32), maps_of(3, 16, 80, 6)
+        reference = Reference.from_features(clouds, "e", "p")
+        exact = [by_svd(m, clouds) for m in maps]
+        np.testing.assert_allclose(spatial_distance(maps, reference), exact, rtol=4e-7)
+        ours = dataclasses.replace(reference, factor=contrasts(clouds.astype(np.float64)).T / np.sqrt(n - 1))
+        np.testing.assert_allclose(spatial_distance(maps, ours, np.float64), exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [9, 30])
-def test_reference_round_trip(n):
-    r = Reference.from_features(pooled(n, 20, 5).astype(np.float32), "efficientnet_lite0", "299 px, bilinear")
-    data = r.to_bytes()
-    back = Reference.from_bytes(data)
-    assert (
-        back.to_bytes()
-        == data
-        == Reference.from_features(
-            pooled(n, 20, 5).astype(np.float32), "efficientnet_lite0", "299 px, bilinear"
-        ).to_bytes()
-    )
-    assert (back.digest, back.count, back.trace, back.extractor, back.preprocessing) == (
-        r.digest, r.count, r.trace, r.extractor, r.preprocessing,
-    )  # fmt: skip
-    np.testing.assert_array_equal(back.mean, r.mean)
-    assert (back.factor is None) == (n > 20)
+def test_position_is_the_smallest_point_distance():
+    maps, reference = maps_of(5, 9, 21, 1), of_positions(maps_of(8, 9, 21, 2))
+    found = position_distance(maps, reference)
+    assert found.dtype == np.float64
+    wanted = [min(np.square(row - reference.mean).sum() + reference.trace for row in m.astype(float)) for m in maps]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    cloudy = maps.copy()
+    cloudy[2, 4] = reference.mean
+    changed = position_distance(cloudy, reference)
+    assert changed[2] == pytest.approx(reference.trace, rel=1e-6)
+    assert np.array_equal(np.delete(changed, 2), np.delete(found, 2))
 
 
-def test_digest_follows_everything():
-    r = Reference.from_features(pooled(9, 20, 5), "e", "p")
-    others = [
-        Reference.from_features(pooled(9, 20, 6), "e", "p"),
-        *(dataclasses.replace(r, **change) for change in ({"extractor": "f"}, {"preprocessing": "q"}, {"count": 8})),
-        dataclasses.replace(r, trace=r.trace * (1 + 1e-15)),
-    ]
-    assert len({r.digest, *(o.digest for o in others)}) == 6
+@pytest.mark.parametrize("distance", [spatial_distance, position_distance])
+@settings(max_examples=5, deadline=None)
+@given(fresh)
+def test_an_image_counts_for_itself_alone(distance, seed):
+    maps, reference = maps_of(7, 9, 33, seed), of_positions(maps_of(8, 9, 33, 2))
+    whole = distance(maps, reference)
+    assert np.isfinite(whole).all()
+    assert np.array_equal(distance(maps[::-1], reference)[::-1], whole)
+    assert [distance(maps[i : i + 1], reference)[0] for i in range(7)] == whole.tolist()
+    for bad in (np.nan, np.inf, -np.inf):
+        torn = maps.copy()
+        torn[3, 2, 5] = bad
+        found = distance(torn, reference)
+        assert np.isnan(found[3])
+        assert np.array_equal(np.delete(found, 3), np.delete(whole, 3))
+    huge = maps.copy()
+    huge[1] *= np.float32(1e37)  # too large for the product in float32
+    found = distance(huge, reference)
+    assert not found[1] < 1e30
+    assert np.array_equal(np.delete(found, 1), np.delete(whole, 1))
+    assert distance(maps[:0], reference).shape == (0,)
 
 
-def test_what_is_refused():
-    x = pooled(5, 4, 0)
-    for few in (x[:0], x[:1]):
-        with pytest.raises(ReferenceSetError, match=f"{len(few)} images"):
-            Reference.from_features(few, "e", "p")
-    with pytest.raises(ReferenceSetError, match="not 1"):
-        _ = Moments.from_features(x[:1]).covariance
-    bad = x.copy()
-    bad[3, 1] = np.nan
-    with pytest.raises(ReferenceSetError, match="1 of 5 images are not finite, first: image 3"):
-        Reference.from_features(bad, "e", "p")
-    with pytest.raises(ReferenceSetError, match=r"\(4,\)"):
-        Reference.from_features(x[0], "e", "p")
-    with pytest.raises(ReferenceSetError, match="4 and 3"):
-        Moments.from_features(x).merge(Moments.from_features(x[:, :3]))
-    r = Reference.from_features(x, "inception", "p")
-    r.check("inception", "p")
-    with pytest.raises(ReferenceSetError, match="'efficientnet_lite0'"):
-        r.check("efficientnet_lite0", "p")
-    with pytest.raises(ReferenceSetError):
-        r.check("inception", "q")
-    mu, sigma = moments(x)
+def test_what_is_refused(monkeypatch):
+    maps, reference = maps_of(3, 4, 5, 0), of_positions(maps_of(3, 4, 5, 1))
+    for distance in (spatial_distance, position_distance):
+        for bad in (maps[:, :, :4], maps[0], maps[:, :0]):
+            with pytest.raises(ReferenceSetError, match=r"maps \(.*\) against a reference of 5 features"):
+                distance(bad, reference)
+    assert position_distance(maps[:, :1], reference) == pytest.approx(point_distance(maps[:, 0], reference))
+    for name in ("eigh", "eigvalsh", "svd"):  # what cannot be computed is refused before it is begun
+        monkeypatch.setattr(np.linalg, name, lambda *a, **k: 1 / 0)
+    with pytest.raises(ReferenceSetError, match="P >= 2"):
+        spatial_distance(maps[:, :1], reference)
+    mu, sigma = moments(pooled(9, 4, 0))
+    one = Moments.from_features(pooled(1, 4, 0))
+    with pytest.raises(ReferenceSetError, match="2 images or more, not 1"):
+        frechet_distance(one.mean, one.covariance, mu, sigma)
     with pytest.raises(ReferenceSetError, match="not finite"):
         frechet_distance(mu, sigma * np.nan, mu, sigma)
     with pytest.raises(ReferenceSetError, match=r"\(3,\)"):
         frechet_distance(mu, sigma, mu[:3], sigma)
-
-
-def test_bytes_that_are_no_reference():
-    data = Reference.from_features(pooled(5, 8, 0), "e", "p").to_bytes()
-    mean_at = data.index(Reference.from_bytes(data).mean.tobytes())
-    flipped = bytearray(data)
-    flipped[mean_at] ^= 1
-    for bad in (b"", b"no", data[:-30], data[: len(data) // 2], bytes(flipped)):
-        with pytest.raises(ReferenceSetError):
-            Reference.from_bytes(bad)

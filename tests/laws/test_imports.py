@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sar2eo_dist"
 STDLIB = set(sys.stdlib_module_names)
 NOUNS = {"records", "config", "sections", "errors"}
-FLOOR = NOUNS | {"atomic", "storage", "ledger", "shards"}
+FLOOR = NOUNS | {"retry", "atomic", "storage", "ledger", "shards"}
 PIXELS = {"radiometry", "cca", "pairing", "mosaic"}
 
 #: room or file -> (third-party packages, rooms of our own) that it may import; the longest matching name counts
@@ -22,14 +22,15 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "config": ({"pydantic", "yaml"}, NOUNS),
     "sections": ({"pydantic"}, NOUNS),
     "atomic": (set(), set()),
-    "storage": ({"fsspec", "numpy"}, NOUNS | {"atomic"}),
+    "retry": (set(), NOUNS),
+    "storage": ({"fsspec", "numpy"}, NOUNS | {"atomic", "retry"}),
     "ledger": ({"numpy"}, FLOOR),
     "shards": ({"zarr", "numpy", "numcodecs", "google_crc32c"}, FLOOR),
     "reader": ({"numpy", "pyarrow", "numcodecs", "google_crc32c"}, FLOOR),
     "sources": ({"rasterio", "h5py", "zarr", "pystac", "numpy", "cv2", "pyarrow", "fsspec", "PIL"}, FLOOR | {"sources"}),
     "sources.folder_pair": ({"rasterio", "numpy", "cv2"}, FLOOR | {"sources", "radiometry"}),
     "radiometry": ({"numpy", "cv2"}, NOUNS),
-    "cca": ({"numpy", "cv2", "pyarrow"}, NOUNS | {"cca"}),
+    "cca": ({"numpy", "cv2", "pyarrow", "numba"}, NOUNS | {"cca"}),
     "pairing": ({"numpy", "cv2", "pyarrow"}, NOUNS | {"pairing"}),
     "mosaic": ({"numpy", "cv2", "pyarrow"}, NOUNS | {"mosaic"}),
     "mosaic.publish": ({"numpy", "rasterio", "zarr", "pystac", "PIL", "fsspec"},

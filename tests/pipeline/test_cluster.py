@@ -5,21 +5,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo_dist.errors import ConfigError
-from sar2eo_dist.pipeline.cluster import share
+from sar2eo_dist.pipeline.cluster import feed, share
+from sar2eo_dist.sections import Resources
 
 
 @given(st.integers(1, 8), st.integers(1, 1000), st.integers(1, 128), st.integers(0, 8))
-def test_automatic_shares_always_leave_cpus_to_read(threads: int, units: int, cpus: int, gpus: int) -> None:
-    s = share(0, threads, units, cpus, gpus, readers=1.0)
-    assert 1 <= s.actors <= units
-    assert s.actors * s.cpus <= cpus - 0.5 + 1e-9
+def test_automatic_shares_fit(threads: int, units: int, cpus: int, gpus: int) -> None:
     alone = share(0, threads, units, cpus, gpus)
+    assert 1 <= alone.actors <= units
     assert alone.actors * alone.cpus <= cpus + 1e-9
-    assert s.actors * s.gpus <= gpus
+    assert alone.actors * alone.gpus <= gpus
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 1000), st.integers(1, 64), st.integers(1, 8), st.integers(0, 8), st.booleans()
+)  # fmt: skip
+def test_a_reader_fits_on_every_node_whatever_dies(
+    threads: int, units: int, cpus: int, count: int, gpus: int, network: bool
+) -> None:
+    f = feed(Resources(), threads, units, [(cpus, gpus)] * count, network)
+    assert 1 <= f.least == f.actors <= units
+    assert 0 < f.reader_cpus <= 1
+    light = bool(f.actor_gpus) or not network
+    on_node = f.actors if light else min(f.actors, int(cpus / f.actor_cpus + 1e-9))  # as many as can gather on one
+    left = cpus - on_node * f.actor_cpus
+    assert left >= f.reader_cpus - 1e-9
+    # a restarted actor cannot take the reader's room
+    assert light or on_node == f.actors or left < f.actor_cpus
+    assert f.actors * f.actor_gpus <= gpus * count + 1e-9
+
+
+def test_two_cores_hold_two_extractors_and_a_reader() -> None:
+    f = feed(Resources(), 1, 100, [(2, 0)], True)
+    assert (f.actors, f.actor_cpus, f.readers, f.reader_cpus) == (2, 0.8, 1, 0.4)
+    f = feed(Resources(extractors_min=1), 1, 100, [(2, 0)], True)
+    assert (f.least, f.actors) == (1, 2)
+
+
+def test_without_a_network_readers_get_nearly_everything() -> None:
+    f = feed(Resources(), 1, 100, [(2, 0)], False)
+    assert (f.actors, f.actor_cpus, f.readers, f.reader_cpus) == (1, 0.25, 2, 0.875)
+
+
+def test_on_gpus_actors_take_few_cpus() -> None:
+    f = feed(Resources(), 4, 10_000, [(16, 4), (16, 4)], True)
+    assert (f.actors, f.actor_cpus, f.actor_gpus, f.readers) == (8, 0.25, 1.0, 32)
+    assert f.actors * f.actor_cpus + f.readers * f.reader_cpus <= 32
+    assert feed(Resources(extractors=16), 1, 10_000, [(16, 4), (16, 4)], True).actor_gpus == 0.5
 
 
 def test_too_many_actors_are_refused_with_the_arithmetic() -> None:
-    with pytest.raises(ConfigError, match=r"2 actors x 1 CPUs = 2 of 2 CPUs"):
-        share(asked=2, threads=1, units=9, cpus=2, gpus=0, readers=1.0)
-    assert share(asked=1, threads=1, units=9, cpus=2, gpus=0, readers=1.0).actors == 1
+    with pytest.raises(ConfigError, match=r"2 extractors x 1 CPUs = 2 of 2 CPUs leave 0"):
+        feed(Resources(extractors=2), 1, 9, [(2, 0)], True)
+    assert feed(Resources(extractors=1), 1, 9, [(2, 0)], True).actors == 1
+    with pytest.raises(ConfigError, match=r"3 actors x 1 CPUs = 3"):
+        share(asked=3, threads=1, units=9, cpus=2, gpus=0)
     assert share(asked=0, threads=1, units=9, cpus=2, gpus=0).actors == 2

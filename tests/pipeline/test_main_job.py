@@ -23,10 +23,11 @@ from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.models import bundle
 from sar2eo_dist.mosaic.grid import Grid
 from sar2eo_dist.pipeline import translate as translate_stage
-from sar2eo_dist.pipeline.actors import Chain, load_extractor, padded_features
-from sar2eo_dist.pipeline.collect import collect, judge
+from sar2eo_dist.pipeline.actors import Chain, load_extractor
+from sar2eo_dist.pipeline.collect import collect
 from sar2eo_dist.pipeline.evaluate import evaluate
-from sar2eo_dist.pipeline.reference import read_image, reference_images
+from sar2eo_dist.pipeline.judge import judge
+from sar2eo_dist.pipeline.members import members, read_image
 from sar2eo_dist.pipeline.shard import shard
 from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.pipeline.translate import translate, translate_block
@@ -59,7 +60,7 @@ def test_every_tile_has_a_verdict_with_its_measurements(main_job: Done) -> None:
     assert {v.reason for v in found if v.sensor == "s2"} >= {""}
     for v in found:
         if v.sensor == "s2":
-            again, image, _ = judge(v.ref, main_job.cfg.cca)
+            again, image, _ = judge(v.ref, sources.read_eo(v.ref), main_job.cfg.cca)
             assert (again.brightness, again.max_dn, again.dark_fraction) == (v.brightness, v.max_dn, v.dark_fraction)
             assert (image is not None) == np.isfinite(v.score)
 
@@ -67,14 +68,11 @@ def test_every_tile_has_a_verdict_with_its_measurements(main_job: Done) -> None:
 def test_scores_equal_a_direct_computation(main_job: Done) -> None:
     cca = main_job.cfg.cca
     net = load_extractor(cca)
-    images = [read_image(i.uri) for i in reference_images(cca)]
-    features = [
-        padded_features(net, np.stack(images[at : at + cca.pack]), cca.pack) for at in range(0, len(images), cca.pack)
-    ]
-    reference = Reference.from_features(np.concatenate(features), net.name, net.preprocessing)
+    images = np.stack([read_image(m.name) for m in members(cca).items])
+    reference = Reference.from_features(net.features(images), net.name, net.preprocessing)
     scored = [v for v in verdicts(main_job) if np.isfinite(v.score)]
-    pixels = np.stack([judge(v.ref, cca)[1] for v in scored[: cca.pack]])
-    direct = point_distance(padded_features(net, pixels, cca.pack), reference)
+    pixels = np.stack([judge(v.ref, sources.read_eo(v.ref), cca)[1] for v in scored[: cca.pack]])
+    direct = point_distance(net.features(pixels), reference)
     np.testing.assert_allclose([v.score for v in scored[: cca.pack]], direct, rtol=1e-5)
     assert {v.score_name for v in scored} == {"fd_efficientnet_lite0"}
     calibration = json.loads(main_job.path("collect", "calibration").read_text())
@@ -302,7 +300,7 @@ def test_refusals_before_anything_starts(main_job: Done, tmp_path: Path) -> None
 
     one = tmp_path / "one"
     one.mkdir()
-    shutil.copy(reference_images(cfg.cca)[0].uri, one / "a.png")
+    shutil.copy(members(cfg.cca).items[0].name, one / "a.png")
     with pytest.raises(ReferenceSetError, match="at least 2 images, 1 found"):
         collect(but("cca", reference=str(one)), Options())
     shutil.copy(one / "a.png", one / "b.png")

@@ -1,33 +1,72 @@
-"""From slices of verdicts to the published tables, without a cluster."""
+"""From what was measured to the published tables, and choosing again, without a cluster."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
-import io
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from sar2eo_dist.config import load
+from sar2eo_dist import storage
+from sar2eo_dist.config import Config, load
+from sar2eo_dist.errors import Sar2EoError
+from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.pipeline import selection
-from sar2eo_dist.records import Pair, Rejected, Verdict, from_table, place_key, schema, to_table
+from sar2eo_dist.pipeline.calibration import CURRENT, from_json
+from sar2eo_dist.records import Pair, Rejected, Unit, Verdict, from_table, place_key, schema, to_table
+
+CLEAR = {
+    "valid_fraction": 1.0, "qa60_state": "clear", "qa60_fraction": 0.0, "qa60_any": 0.0, "max_dn": 2500.0,
+    "alpha_fraction": 0.0, "contrast": 900.0, "brightness": 60.0, "dark_fraction": 0.01, "dark_released": 0.01,
+    "light": 600.0, "white_fraction": 0.0, "haze": 0.0, "offset": 0.0,
+}  # fmt: skip
 
 
-def verdict(sensor: str, day: int, place: int, reason: str = "") -> Verdict:
+def verdict(sensor: str, day: int, place: int, reason: str = "", **measured: object) -> Verdict:
     lon, lat, date = -55.2 + 0.02 * place, -4.39, dt.date(2019, 6, 1) + dt.timedelta(day)
     key = f"{sensor}/{place_key(lon, lat)}/{date}"
-    return Verdict(key, sensor, place_key(lon, lat), lon, lat, date, "ascending", "S1A", "multiearth_tiff", (), (), (),
-                   f"{sensor}{day}/{place}", reason)  # fmt: skip
+    found = Verdict(key, sensor, place_key(lon, lat), lon, lat, date, "ascending", "S1A", "multiearth_tiff", (), (), (),
+                    f"{sensor}{day}/{place}", reason)  # fmt: skip
+    numbers = CLEAR | measured if sensor == "s2" and (reason == "" or measured) else {}
+    return dataclasses.replace(found, **numbers)  # type: ignore[arg-type]
+
+
+def scored(*scores: float, mark: str = "m", **measured: object) -> list[Verdict]:
+    """S2 tiles of one place with these scores."""
+    return [
+        verdict("s2", d, 0, score=s, score_name="fid", scored_by=mark, unit="u", **measured)
+        for d, s in enumerate(scores)
+    ]
+
+
+def config(out: Path, *more: str) -> Config:
+    return load(None, [f"run.out={out}", "cca.reference=x", "cca.min_kept=0", *more])
+
+
+def put(out: Path, *parts: list[Verdict]) -> list[str]:
+    for i, rows in enumerate(parts):
+        storage.put(str(out / f"{i}.parquet"), parquet(rows))
+    return [f"{i}.parquet" for i in range(len(parts))]
+
+
+def parquet(rows: list[Verdict]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(rows, Verdict), sink)
+    return bytes(sink.getvalue())
 
 
 def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
     rows = [verdict("s1", d, p) for d in (0, 12) for p in (0, 1)] + [verdict("s1", 5, 0, "all_nodata")]
-    rows += [verdict("s2", d, p) for d, p in ((3, 0), (4, 0), (11, 1), (30, 1))] + [verdict("s2", 1, 0, "qa60")]
-    for i in range(2):
-        (tmp_path / f"{i}.parquet").write_bytes(parquet(rows[i::2]))
+    rows += [verdict("s2", d, p) for d, p in ((3, 0), (4, 0), (11, 1), (30, 1))] + [verdict("s2", 1, 0, "unreadable")]
     cfg = load(None, [f"run.out={tmp_path}", "cca.profile=none", "pairing.max_days=7", "split.val=0"])
+    table, twice = selection.archive(cfg, put(tmp_path, rows[1::2], rows[0::2]))
+    assert twice == []
     rejected = [Rejected("s2", "x", "bad_date", "month 13")]
-    outputs, counts = selection.publish(cfg, ["1.parquet", "0.parquet"], rejected, "")
+    outputs, counts = selection.publish(cfg, table, rejected, "", True)
     assert counts == {
         "S1 tiles": 5, "S2 tiles": 5, "S1 usable": 4, "S2 kept": 4, "unusable files": 1, "pairs": 3, "pairs train": 3,
     }  # fmt: skip
@@ -39,9 +78,6 @@ def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
     assert [(p.days, p.place[-1:], p.split) for p in from_table(found["pairs"], Pair)] == [
         (-1, "9", "train"), (3, "9", "train"), (4, "9", "train"),
     ]  # fmt: skip
-    assert [p.eo_key for p in from_table(found["pairs"], Pair)] == sorted(
-        p for p in found["pairs"]["eo_key"].to_pylist()
-    )
     curve = found["yield"].to_pydict()
     assert curve["days"] == list(range(31))
     assert [curve["eo_images"][d] for d in (0, 1, 3, 4, 7, 17, 18, 30)] == [0, 1, 2, 3, 3, 3, 4, 4]
@@ -50,14 +86,106 @@ def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
 
 def test_an_empty_archive_is_published_too(tmp_path: Path) -> None:
     cfg = load(None, [f"run.out={tmp_path}"])
-    outputs, counts = selection.publish(cfg, [], [], "")
+    table, _ = selection.archive(cfg, [])
+    outputs, counts = selection.publish(cfg, table, [], "", True)
     assert counts == {
         "S1 tiles": 0, "S2 tiles": 0, "S1 usable": 0, "S2 kept": 0, "unusable files": 0, "pairs": 0,
     }  # fmt: skip
     assert pq.read_table(tmp_path / outputs["pairs"]).schema == schema(Pair)
 
 
-def parquet(rows: list[Verdict]) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(to_table(rows, Verdict), sink)
-    return sink.getvalue()
+def test_overlapping_scenes_give_a_tile_once(tmp_path: Path) -> None:
+    first = [dataclasses.replace(verdict("s2", d, 0), uris=("a.tif",)) for d in range(3)]
+    second = [dataclasses.replace(verdict("s2", d, 0), uris=("b.tif",)) for d in (1, 2, 3)]
+    table, twice = selection.archive(config(tmp_path), put(tmp_path, second, first))
+    assert len(table) == 4
+    assert table["uris"].to_pylist()[1] == ["b.tif"], "the first in canonical order counts"
+    assert [(r.uri, r.reason) for r in twice] == [("a.tif", "duplicate")] * 2
+
+
+def test_stage_3_and_choosing_again(tmp_path: Path) -> None:
+    rows = [*scored(1.0, 1.9, 2.1, 2.5, 3.0), verdict("s1", 0, 0)]
+    rows += [verdict("s2", 9, 0, brightness=5.0), verdict("s2", 10, 0, "unreadable")]
+    cfg = config(tmp_path)
+    table, _ = selection.archive(cfg, put(tmp_path, rows))
+    outputs, counts = selection.publish(cfg, table, [], "m", True)
+    assert counts["S2 kept"] == 4  # 1.0 + 2.0 x 0.4 = 1.8
+    reasons = {v.key[-2:]: (v.reason, v.detail) for v in read(tmp_path, outputs)}
+    assert reasons["10"] == ("brightness", "mean V 5.00")
+    assert reasons["11"] == ("unreadable", "")
+    stricter = config(tmp_path, "cca.beta=0.6")
+    before = (tmp_path / "collect/verdicts.parquet").read_bytes()
+    change = selection.preview(stricter, "m")
+    assert (change.enter, change.leave, change.gaps) == (0, 2, 0)
+    assert (change.before["frechet"], change.after["frechet"]) == (1, 3)
+    assert "0 S2 tiles enter, 2 leave: 4 -> 2 of 7" in change.text()
+    assert len(change.leaving) == 2
+    assert (tmp_path / "collect/verdicts.parquet").read_bytes() == before
+    assert from_json((tmp_path / CURRENT).read_bytes(), "").version == 1
+    _, counts = selection.publish(stricter, selection.stored(stricter)[0], [], "m", True)
+    assert counts["S2 kept"] == 2
+    assert from_json((tmp_path / CURRENT).read_bytes(), "").version == 2
+    looser = config(tmp_path, "cca.brightness_min=1")
+    change = selection.preview(looser, "m")
+    assert change.gaps == 1
+    assert "1 of those that would pass have no score yet" in change.text()
+
+
+def test_another_profile_is_another_filter_on_the_same_numbers(tmp_path: Path) -> None:
+    rows = scored(2.0, 2.0, brightness=20.0, dark_fraction=0.5, dark_released=0.2, max_dn=5000.0, alpha_fraction=0.001)
+    cfg = config(tmp_path)
+    table, _ = selection.archive(cfg, put(tmp_path, rows))
+    assert set(selection.screened(table, cfg.cca)) == {"alpha"}
+    assert set(selection.screened(table, config(tmp_path, "cca.alpha=6000").cca)) == {"brightness"}
+    assert set(selection.screened(table, config(tmp_path, "cca.profile=recommended").cca)) == {""}
+
+
+def test_scores_that_came_later_fill_the_gaps(tmp_path: Path) -> None:
+    rows = [
+        *scored(1.0, 2.0),
+        verdict("s2", 5, 0),
+        *[dataclasses.replace(v, key=v.key + "x") for v in scored(7.0, mark="old")],
+    ]
+    cfg = config(tmp_path)
+    table, _ = selection.archive(cfg, put(tmp_path, rows))
+    missing = selection.gaps(table, cfg.cca, "m")
+    assert missing.sum() == 2, "no score, or one against another cloud set"
+    late = table.filter(pa.array(missing))
+    at = late.schema.get_field_index("score")
+    late = late.set_column(at, late.schema.field(at), pa.array([3.0, 4.0]))
+    for name, value in (("score_name", "fid"), ("scored_by", "m")):
+        at = late.schema.get_field_index(name)
+        late = late.set_column(at, late.schema.field(at), pa.array([value] * 2))
+    unit = Unit("score", "k", "f", "i")
+    sink = pa.BufferOutputStream()
+    pq.write_table(late, sink)
+    storage.put(str(tmp_path / f"collect/scores/m/{unit.id}.parquet"), bytes(sink.getvalue()))
+    assert selection.gaps(selection.with_scores(cfg, table, "m"), cfg.cca, "m").sum() == 2, "not committed yet"
+    Ledger(cfg.run.out).commit(Entry(unit, (), 1.0))
+    full = selection.with_scores(cfg, table, "m")
+    assert not selection.gaps(full, cfg.cca, "m").any()
+    assert sorted(full["score"].to_pylist()) == [1.0, 2.0, 3.0, 4.0]
+    assert full.schema == table.schema
+    other = selection.with_scores(cfg, table, "another")
+    np.testing.assert_array_equal(other["score"].to_numpy(), table["score"].to_numpy())
+
+
+def test_a_tile_that_got_no_score_is_never_kept(tmp_path: Path) -> None:
+    rows = [*scored(1.0, 2.0, float("nan")), verdict("s2", 9, 0)]
+    cfg = config(tmp_path)
+    table, _ = selection.archive(cfg, put(tmp_path, rows))
+    outputs, counts = selection.publish(cfg, table, [], "m", True)
+    assert counts["S2 kept"] == 1
+    assert [v.reason for v in read(tmp_path, outputs)] == ["frechet", "", "not_scored", "not_scored"]
+
+
+def test_a_kept_share_out_of_bounds_stops_after_everything_is_written(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "cca.min_kept=0.5")
+    table, _ = selection.archive(cfg, put(tmp_path, scored(*([200.0] * 9), 900.0)))
+    with pytest.raises(Sar2EoError, match=r"1 of 10 scored tiles"):
+        selection.publish(cfg, table, [], "m", True)
+    assert (tmp_path / "collect/pairs.parquet").exists()
+
+
+def read(out: Path, outputs: dict[str, str]) -> list[Verdict]:
+    return from_table(pq.read_table(out / outputs["verdicts"]), Verdict)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sar2eo_dist import sources, storage
 from sar2eo_dist.errors import BadInput, NotFound, StorageError, Unavailable
 from sar2eo_dist.sources import multiearth_netcdf as netcdf
+from sar2eo_dist.sources import netcdf_index
 from sar2eo_dist.sources.ranged import BLOCK
 
 KIND = "multiearth_netcdf"
@@ -85,7 +86,7 @@ def root(tmp_path: Path) -> str:
     ],
 )
 def test_an_epoch_is_read(units: str, epoch: str, seconds: int) -> None:
-    assert netcdf.parse_epoch(units, "standard") == (dt.datetime.fromisoformat(epoch), seconds)
+    assert netcdf_index.parse_epoch(units, "standard") == (dt.datetime.fromisoformat(epoch), seconds)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,8 @@ def test_a_missing_epoch_is_refused(root: str) -> None:
 @given(epoch=st.dates(dt.date(1950, 1, 1)), day=st.dates(dt.date(1950, 1, 1)), hours=st.booleans())
 def test_any_epoch_gives_the_same_day(epoch: dt.date, day: dt.date, hours: bool) -> None:
     unit, step = ("hours", 24) if hours else ("days", 1)
-    start, seconds = netcdf.parse_epoch(f"{unit} since {epoch.isoformat()}")
-    assert netcdf._day(start, seconds, (day - epoch).days * step) == (day, "")
+    start, seconds = netcdf_index.parse_epoch(f"{unit} since {epoch.isoformat()}")
+    assert netcdf_index.day(start, seconds, (day - epoch).days * step) == (day, "")
 
 
 # listing --------------------------------------------------------------------------------------------------------------
@@ -129,12 +130,12 @@ def test_every_row_is_an_acquisition(root: str) -> None:
     tiles, rejected = sources.list_tiles(KIND, uri, "s1")
     assert not rejected
     assert [(t.key, t.rows) for t in tiles] == [
-        ("s1/-05520-0437/2019-06-08", (2, 2)),
-        ("s1/-05520-0439/2019-05-27", (0, 0)),
-        ("s1/-05520-0439/2019-06-08", (1, 1)),
+        ("s1/-05520-0437/2019-06-08", (2,)),
+        ("s1/-05520-0439/2019-05-27", (0,)),
+        ("s1/-05520-0439/2019-06-08", (1,)),
     ]
     assert tiles[0].bands == ("VV", "VH")
-    assert tiles[0].uris == (uri, uri)
+    assert tiles[0].uris == (uri,)
     assert len({t.digest for t in tiles}) == 3
     assert sources.list_tiles(KIND, uri, "s2") == ([], [])
 
@@ -212,7 +213,7 @@ def test_0_db_is_a_value_and_the_default_fill_of_hdf5_is_not(root: str) -> None:
     images = DB.copy()
     images[0, 0, 0, 5, 5] = 0
     tile = sources.list_tiles(KIND, put(root, images=images, fill=0), "s1")[0][1]
-    assert tile.rows == (0, 0)
+    assert tile.rows == (0,)
     assert sources.read_sar(tile)[1, 5, 5] == 0
     images[0, 0, 0, 5, 5] = 9.96921e36
     tile = sources.list_tiles(KIND, put(root, images=images, fill=np.float32(9.96921e36)), "s1")[0][1]
@@ -308,7 +309,7 @@ def test_a_damaged_chunk_rejects_its_patch_alone(root: str) -> None:
 
 def test_a_row_that_became_another_acquisition_is_refused(root: str) -> None:
     tile = sources.list_tiles(KIND, put(root), "s1")[0][0]
-    assert tile.rows == (2, 2)
+    assert tile.rows == (2,)
     sources.read_sar(tile)
     uri = put(root, images=DB + 1)  # a new version, the same acquisitions
     for ref in (sources.list_tiles(KIND, uri, "s1")[0][0], tile):

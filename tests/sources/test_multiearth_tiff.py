@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 from sar2eo_dist import sources, storage
 from sar2eo_dist.errors import AccessDenied, BadInput, ConfigError, NotFound, StorageError, Unavailable
 from sar2eo_dist.sources import multiearth
-from sar2eo_dist.sources.multiearth_tiff import list_tiles, parse_name
+from sar2eo_dist.sources.multiearth_tiff import parse_name
 
 KIND = "multiearth_tiff"
 RNG = np.random.default_rng(5)
@@ -202,7 +202,7 @@ def test_wrong_arguments_have_a_name(root: str) -> None:
     with pytest.raises(StorageError, match="nosuchscheme"):
         sources.list_tiles(KIND, "nosuchscheme://x", "s1")
     with pytest.raises(ConfigError, match="'sentinel'"):
-        list_tiles(root, "sentinel")
+        sources.list_tiles(KIND, root, "sentinel")
     with pytest.raises(ConfigError, match="'zip'"):
         sources.list_tiles("zip", root, "s1")
 

@@ -1,0 +1,183 @@
+"""Stage 3's threshold as a record that lasts: frozen, versioned, reused by increments, with the drift of new scores.
+
+`collect/calibrations/NNNN.json` are all versions of a run folder, `collect/calibration.json` is the one in force. A
+version is made where there is none yet for these scores and this rule; later tiles are judged by it, not it by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo_dist import storage
+from sar2eo_dist.cca.threshold import calibrate, decide
+from sar2eo_dist.config import Config
+from sar2eo_dist.errors import ConfigError, NotFound, Sar2EoError
+from sar2eo_dist.records import Calibration
+from sar2eo_dist.report.text import histogram, number
+
+CURRENT = "collect/calibration.json"
+ENOUGH = 100  # new scores; fewer tell nothing of a distribution
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """New scores against the calibration that judges them.
+
+    count: new scores; distance: Kolmogorov-Smirnov, the largest difference of the two distribution functions, 0..1;
+    median: of the new scores less that of the calibration's, in scores; kept: share of the new scores that is kept
+    """
+
+    version: int
+    count: int
+    distance: float
+    median: float
+    kept: float
+
+    def line(self, limit: float) -> str:
+        """What to tell a person; "" where the new scores are too few to tell anything."""
+        if self.count < ENOUGH:
+            return ""
+        loud = self.distance > limit
+        return (
+            f"{'DRIFT: ' if loud else ''}{self.count:,} new scores against calibration {self.version}: Kolmogorov-Smirnov "
+            f"distance {self.distance:.3f} (limit {limit:g}), median {self.median:+.4g}, {self.kept:.1%} kept"
+            + (". Look at them, then calibrate anew with jobs/collect.py --recalibrate" if loud else "")
+        )
+
+
+def settle(
+    cfg: Config, scores: F64, units: npt.NDArray[np.object_], name: str, mark: str, whole: bool, anew: bool
+) -> tuple[Calibration, Drift | None]:
+    """The calibration in force for (N,) scores of the units (N,), made and published now where there is none; and the
+    drift of scores that did not enter it.
+
+    mark: `Verdict.scored_by` of all of them; whole: False for a part of the plan, whose calibration is not frozen;
+    anew: make one whatever there is. Raises ConfigError where `cca.calibration` names one of other scores.
+    """
+    made, off = foresee(cfg, scores, units, name, mark, anew)
+    if not made.version and whole:
+        made = dataclasses.replace(made, version=_versions(cfg) + 1)
+        storage.put(storage.join(cfg.run.out, f"collect/calibrations/{made.version:04d}.json"), to_json(made))
+    storage.put(storage.join(cfg.run.out, CURRENT), to_json(made))
+    return made, off
+
+
+def foresee(
+    cfg: Config, scores: F64, units: npt.NDArray[np.object_], name: str, mark: str, anew: bool = False
+) -> tuple[Calibration, Drift | None]:
+    """As `settle`, but nothing is written: one that would be made has version 0."""
+    found = _given(cfg, name, mark) if cfg.cca.calibration else None if anew else _current(cfg, name, mark)
+    if found:
+        new = scores[~np.isin(units, list(found.units))]
+        return found, drift(new, found) if new.size else None
+    made = calibrate(scores, name, cfg.cca.rule, cfg.cca.beta, mark)
+    finite = scores[np.isfinite(scores)]
+    made = dataclasses.replace(
+        made,
+        kept=float(decide(scores, made).mean()),
+        quantiles=tuple(float(q) for q in np.quantile(finite, np.linspace(0, 1, 101))) if finite.size else (),
+        units=tuple(sorted(set(units.tolist()))),
+    )
+    return made, None
+
+
+def drift(new: F64, calibration: Calibration) -> Drift:
+    """How (N,) new scores differ from those that a calibration was made of, by its quantiles."""
+    old, ordered = np.asarray(calibration.quantiles), np.sort(new)
+    at = np.concatenate([ordered, old])
+    gaps = [
+        np.abs(np.searchsorted(ordered, at, side=side) / ordered.size - _distribution(old, at, side)).max()
+        for side in ("left", "right")
+    ]
+    kept = float(decide(new, calibration).mean())
+    return Drift(calibration.version, int(new.size), float(max(gaps)), float(np.median(new) - old[len(old) // 2]), kept)
+
+
+def _distribution(quantiles: F64, at: F64, side: str) -> F64:
+    """Share of values below ("left") or up to ("right") each point, by evenly spaced quantiles; linear between them."""
+    levels = np.linspace(0, 1, len(quantiles))
+    values, first = np.unique(quantiles, return_index=True)  # a value that many share stands at several levels
+    low, high = levels[first], levels[np.append(first[1:], len(quantiles)) - 1]
+    i = np.clip(np.searchsorted(values, at, side="right") - 1, 0, len(values) - 1)
+    j = np.minimum(i + 1, len(values) - 1)
+    width = np.where(j > i, values[j] - values[i], 1.0)
+    between = high[i] + np.clip((at - values[i]) / width, 0, 1) * (low[j] - high[i]) * (j > i)
+    exact = np.where(values[i] == at, low[i] if side == "left" else high[i], between)
+    return np.where(at < values[0], 0.0, np.where(at > values[-1], 1.0, exact))
+
+
+def guard(cfg: Config, scores: F64, calibration: Calibration) -> None:
+    """Raise Sar2EoError, with the histogram, where the kept share of (N,) scores is outside the configured bounds."""
+    kept = float(decide(scores, calibration).mean())
+    if cfg.cca.min_kept <= kept <= cfg.cca.max_kept:
+        return
+    bound, side = (cfg.cca.min_kept, "less") if kept < cfg.cca.min_kept else (cfg.cca.max_kept, "more")
+    which = "min_kept" if side == "less" else "max_kept"
+    low, high = number(calibration.low), number(calibration.high)
+    raise Sar2EoError(
+        f"{round(kept * scores.size):,} of {scores.size:,} scored tiles ({kept:.2%}) are kept, {side} than cca.{which} "
+        f"{bound:g} allows: no pair is published as usable. Threshold {number(calibration.threshold)} (rule "
+        f"{calibration.rule}, beta {calibration.beta:g}, from {low} to {high}):\n"
+        f"{histogram(scores, calibration.threshold)}\n"
+        f"One outlier can do this. Try jobs/collect.py --reselect --dry-run --set cca.rule=quantile, or another cca.beta: "
+        f"no image is read again. If this share is what you want, set cca.{which}."
+    )
+
+
+def put_drift(cfg: Config, found: Drift) -> str:
+    """Write `collect/drift.json`; its path in the run folder."""
+    path = "collect/drift.json"
+    storage.put(storage.join(cfg.run.out, path), json.dumps(dataclasses.asdict(found), indent=1).encode())
+    return path
+
+
+def to_json(calibration: Calibration) -> bytes:
+    return json.dumps(dataclasses.asdict(calibration), indent=1, sort_keys=True).encode()
+
+
+def from_json(data: bytes, uri: str) -> Calibration:
+    """Raises ConfigError where it is none."""
+    try:
+        tree = json.loads(data)
+        for name in ("quantiles", "units"):
+            tree[name] = tuple(tree[name])
+        return Calibration(**tree)
+    except (ValueError, TypeError, KeyError) as e:
+        raise ConfigError(f"no calibration ({type(e).__name__}: {e}): {uri}") from e
+
+
+def _given(cfg: Config, name: str, mark: str) -> Calibration:
+    uri = storage.absolute(cfg.cca.calibration)
+    found = from_json(storage.read_bytes(uri), uri)
+    if (found.score_name, found.reference) != (name, mark):
+        raise ConfigError(
+            f"cca.calibration is of {found.score_name} scores made by {found.reference}, these are {name} made by {mark}: "
+            f"use the cloud set, extractor, distance, pack and threads that it was made with: {uri}"
+        )
+    return found
+
+
+def _current(cfg: Config, name: str, mark: str) -> Calibration | None:
+    """The frozen calibration of this run folder, where it is of these scores and this rule."""
+    uri = storage.join(cfg.run.out, CURRENT)
+    try:
+        found = from_json(storage.read_bytes(uri), uri)
+    except (NotFound, ConfigError):
+        return None
+    same = (found.score_name, found.reference, found.rule, found.beta) == (name, mark, cfg.cca.rule, cfg.cca.beta)
+    return found if found.version and same else None
+
+
+def _versions(cfg: Config) -> int:
+    try:
+        listed = storage.list_files(storage.join(cfg.run.out, "collect/calibrations"))
+    except NotFound:
+        return 0
+    return max((int(storage.name(i.uri)[:-5]) for i in listed if storage.name(i.uri)[:-5].isdigit()), default=0)
