@@ -66,7 +66,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "light_min": 80.0,
         "white_max_fraction": 0.005,
         "distance": "position",
-        "rule": "quantile",
+        "rule": "reference",
+        "beta": 0.25,
     },
     "none": {},
 }
@@ -74,7 +75,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 class CCA(Section):
     """Clean Collector Algorithm. Thresholds: arXiv 2306.12626 [P], its authors' published scripts [S], physics (derived in
-    cca/cloud.py) or the synthetic world; none was fitted to labelled real images."""
+    cca/cloud.py, which says what was seen of real images before) or the synthetic world."""
 
     profile: Literal["paper", "released", "recommended", "none"] = Field(
         "paper", description="`released` ends after stage 2, as the authors' scripts do; `none` keeps all"
@@ -124,8 +125,13 @@ class CCA(Section):
     distance: Literal["point", "spatial", "position"] = Field(
         "point", description="of the pooled feature; of all positions as a sample; of the cloudiest position"
     )
-    rule: Literal["range", "literal", "quantile", "otsu"] = "range"
-    beta: float = Field(0.4, description="F_th = low + (high - low) * beta [P]; `quantile`: low, high = 0.1, 99.9 %")
+    rule: Literal["range", "literal", "quantile", "otsu", "reference"] = Field(
+        "range", description="what F_th is taken from: see cca/threshold.py"
+    )
+    beta: float = Field(
+        0.4,
+        description="F_th = low + (high - low) * beta [P]; `quantile`: low, high = 0.1, 99.9 %; `reference`: a quantile",
+    )
     min_kept: Fraction = Field(0.01, description="loud stop where a smaller share of the scored tiles is kept")
     max_kept: Fraction = Field(1.0, description="loud stop where a larger share of the scored tiles is kept")
     calibration: str = Field("", description="URI of a frozen calibration.json to use; empty = this run folder's own")

@@ -94,6 +94,20 @@ def spatial_distance(
     return distance
 
 
+def own_distance(maps: Features, reference: Reference, distance: str) -> F64:
+    """Distances of the set's own images, (n, P, D) of them (pooled: P = 1), by "point", "position" or "spatial": (n,) float64.
+
+    point and position leave the image itself out of the mean: (M mean - m) / (M - 1), m its own, M = `count` images.
+    """
+    if distance == "spatial":
+        return spatial_distance(maps, reference)
+    x = np.asarray(maps, np.float64)
+    others = (reference.count * reference.mean - x.mean(axis=1)) / (reference.count - 1)
+    each = np.square(x - others[:, None]).sum(axis=2) + reference.trace
+    nearest: F64 = each.min(axis=1)
+    return nearest
+
+
 def _nuclear(product: npt.NDArray[np.float32] | F64) -> float:
     """The sum of the singular values: of float64 by SVD; of float32, as exactly as it is, 4 times faster by eigenvalues."""
     if product.dtype == np.float64:

@@ -22,6 +22,7 @@ F64 = npt.NDArray[np.float64]
 Features = npt.NDArray[np.floating]
 
 POOLED, POSITIONS = KINDS = ("pooled", "positions")
+_TEXT = ("extractor", "preprocessing", "kind", "distance", "digest")
 
 
 def factorise(sigma: F64) -> F64:
@@ -90,6 +91,8 @@ class Reference:
     extractor, preprocessing    what made the features
     kind            "pooled": a sample is an image, for `point_distance`; "positions": a sample is a position of an
                     image, for `spatial_distance` and `position_distance`
+    own             (n,) float64, ascending: distances of the set's own images, for the rule "reference"; empty = not made
+    distance        which distance `own` are of; "" = none
     digest          of all of these
 
     Features of another extractor, preprocessing or kind are refused by `check`. Raises ReferenceSetError for shapes
@@ -103,6 +106,8 @@ class Reference:
     extractor: str
     preprocessing: str
     kind: str
+    own: F64 = field(default_factory=lambda: np.empty(0))
+    distance: str = ""
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,8 +115,9 @@ class Reference:
             raise ReferenceSetError(
                 f"no reference set: mean {self.mean.shape}, factor {self.factor.shape}, kind {self.kind!r} of {KINDS}"
             )
-        arrays = [(a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for a in (self.mean, self.factor)]
-        parts = (arrays, float(self.trace).hex(), self.count, self.extractor, self.preprocessing, self.kind)
+        arrays = [(a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for a in (self.mean, self.factor, self.own)]
+        words = (self.extractor, self.preprocessing, self.kind, self.distance)
+        parts = (arrays, float(self.trace).hex(), self.count, *words)
         object.__setattr__(self, "digest", digest("frechet reference", *parts))
 
     @classmethod
@@ -154,10 +160,11 @@ class Reference:
 
     def to_bytes(self) -> bytes:
         """An .npz without pickled objects; equal references give equal bytes."""
-        text = {k: getattr(self, k) for k in ("extractor", "preprocessing", "kind", "digest")}
+        text = {k: getattr(self, k) for k in _TEXT}
         return _npz({
             "mean": self.mean.astype("<f8"),
             "factor": self.factor.astype("<f4"),
+            "own": self.own.astype("<f8"),
             "trace": np.float64(self.trace),
             "count": np.int64(self.count),
             **{k: np.frombuffer(v.encode(), np.uint8) for k, v in text.items()},
@@ -172,7 +179,7 @@ class Reference:
         if {"mean", "trace", "digest"} <= found.keys() and "kind" not in found:
             raise ReferenceSetError("reference set of an older version (it has no kind): build it again")
         try:
-            text = {k: found[k].tobytes().decode() for k in ("extractor", "preprocessing", "kind", "digest")}
+            text = {k: found[k].tobytes().decode() for k in _TEXT}
             reference = cls(
                 np.asarray(found["mean"], np.float64),
                 np.asarray(found["factor"], np.float32),
@@ -181,6 +188,8 @@ class Reference:
                 text["extractor"],
                 text["preprocessing"],
                 text["kind"],
+                np.asarray(found["own"], np.float64),
+                text["distance"],
             )
         except (KeyError, TypeError, ValueError) as e:
             raise ReferenceSetError(f"{len(data)} bytes are no reference set ({type(e).__name__}: {e})") from e

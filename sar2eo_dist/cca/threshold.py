@@ -18,7 +18,14 @@ from sar2eo_dist.records import Calibration
 QUANTILES = (0.001, 0.999)  # the ends of the robust range
 
 
-def calibrate(scores: npt.NDArray[np.float64], score_name: str, rule: str, beta: float, reference: str) -> Calibration:
+def calibrate(
+    scores: npt.NDArray[np.float64],
+    score_name: str,
+    rule: str,
+    beta: float,
+    reference: str,
+    own: npt.NDArray[np.float64] | None = None,
+) -> Calibration:
     """Threshold over (N,) scores; non-finite ones never enter. Scores strictly below it are dropped.
 
     range      low + (high - low) * beta, low and high the minimum and maximum
@@ -26,12 +33,15 @@ def calibrate(scores: npt.NDArray[np.float64], score_name: str, rule: str, beta:
     quantile   as range, low and high the 0.1 % and 99.9 % quantiles
     otsu       the cut that separates two classes best (largest variance between them), beta unused; on the sorted
                scores themselves, so no bin width follows an outlier
+    reference  the `beta` quantile of the distances of the cloud set's own images (`own`): what looks as cloudy as they
+               do is dropped. It does not depend on the corpus: a relative rule always drops someone, however clear
     none       nothing is dropped
     Scores that are all equal are all kept. Without any score the threshold is -inf and the range NaN.
-    `reference` is the digest of the cloud set. Raises ConfigError: unknown rule, beta not finite.
+    `reference` is the digest of what made the scores. Raises ConfigError: unknown rule, beta not finite or, with
+    `reference`, no quantile; no `own`.
     """
-    if rule not in ("range", "literal", "quantile", "otsu", "none"):
-        raise ConfigError(f"unknown cca.rule {rule!r}: range, literal, quantile, otsu or none")
+    if rule not in ("range", "literal", "quantile", "otsu", "reference", "none"):
+        raise ConfigError(f"unknown cca.rule {rule!r}: range, literal, quantile, otsu, reference or none")
     if not math.isfinite(beta):
         raise ConfigError(f"cca.beta must be a number, not {beta}")
     scores = np.asarray(scores, np.float64).ravel()
@@ -40,7 +50,13 @@ def calibrate(scores: npt.NDArray[np.float64], score_name: str, rule: str, beta:
         nan = float("nan")
         return Calibration(score_name, rule, beta, nan, nan, -math.inf, 0, reference)
     low, high = float(finite.min()), float(finite.max())
-    if rule == "none":
+    if rule == "reference":
+        if own is None or not own.size or not 0 <= beta <= 1:
+            raise ConfigError(
+                f"cca.rule=reference wants a cloud set with its own distances, and 0 <= cca.beta {beta:g} <= 1"
+            )
+        low, high, threshold = float(own.min()), float(own.max()), float(np.quantile(own, beta))
+    elif rule == "none":
         threshold = -math.inf
     elif low == high:
         threshold = low

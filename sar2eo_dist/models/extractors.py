@@ -106,7 +106,7 @@ class Extractor:
     def _run(self, images: npt.NDArray[np.uint8], forward: Forward) -> list[npt.NDArray[np.float32]]:
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or 0 in images.shape:
             raise ModelError(f"{self.name} wants (N, 3, H, W) uint8 RGB, got {images.shape} {images.dtype}")
-        batch = torch.from_numpy(np.ascontiguousarray(images))
+        batch = torch.from_numpy(np.require(images, requirements=("C", "W")))
         parts: Sequence[Tensor] = [batch]
         if self.device.type == "cpu":
             fill = -len(batch) % CPU_CHUNK

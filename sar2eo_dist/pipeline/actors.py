@@ -28,8 +28,8 @@ from sar2eo_dist.sections import CCA, Scaling, Speed
 
 
 def device_of_actor() -> str:
-    """The GPU that Ray gave this actor, or the CPU."""
-    return "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+    """The GPU that Ray gave this actor, or the CPU (also outside Ray, which asking would start)."""
+    return "cuda" if ray.is_initialized() and ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def exact(device: str, threads: int) -> None:

@@ -53,15 +53,23 @@ class Drift:
 
 
 def settle(
-    cfg: Config, scores: F64, units: npt.NDArray[np.object_], name: str, mark: str, whole: bool, anew: bool
+    cfg: Config,
+    scores: F64,
+    units: npt.NDArray[np.object_],
+    name: str,
+    mark: str,
+    own: F64,
+    whole: bool,
+    anew: bool,
 ) -> tuple[Calibration, Drift | None]:
     """The calibration in force for (N,) scores of the units (N,), made and published now where there is none; and the
     drift of scores that did not enter it.
 
-    mark: `Verdict.scored_by` of all of them; whole: False for a part of the plan, whose calibration is not frozen;
-    anew: make one whatever there is. Raises ConfigError where `cca.calibration` names one of other scores.
+    mark: `Verdict.scored_by` of all of them; own: distances of the cloud set's images (rule "reference"); whole: False
+    for a part of the plan, whose calibration is not frozen; anew: make one whatever there is. Raises ConfigError where
+    `cca.calibration` names one of other scores.
     """
-    made, off = foresee(cfg, scores, units, name, mark, anew)
+    made, off = foresee(cfg, scores, units, name, mark, own, anew)
     if not made.version and whole:
         made = dataclasses.replace(made, version=_versions(cfg) + 1)
         storage.put(storage.join(cfg.run.out, f"collect/calibrations/{made.version:04d}.json"), to_json(made))
@@ -70,14 +78,14 @@ def settle(
 
 
 def foresee(
-    cfg: Config, scores: F64, units: npt.NDArray[np.object_], name: str, mark: str, anew: bool = False
+    cfg: Config, scores: F64, units: npt.NDArray[np.object_], name: str, mark: str, own: F64, anew: bool = False
 ) -> tuple[Calibration, Drift | None]:
     """As `settle`, but nothing is written: one that would be made has version 0."""
     found = _given(cfg, name, mark) if cfg.cca.calibration else None if anew else _current(cfg, name, mark)
     if found:
         new = scores[~np.isin(units, list(found.units))]
         return found, drift(new, found) if new.size else None
-    made = calibrate(scores, name, cfg.cca.rule, cfg.cca.beta, mark)
+    made = calibrate(scores, name, cfg.cca.rule, cfg.cca.beta, mark, own)
     finite = scores[np.isfinite(scores)]
     made = dataclasses.replace(
         made,

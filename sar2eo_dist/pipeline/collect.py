@@ -23,6 +23,7 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from sar2eo_dist import storage
+from sar2eo_dist.cca.frechet import Reference
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry, Ledger
@@ -64,7 +65,7 @@ def reselect(cfg: Config, opts: Options) -> Summary:
     begin = time.monotonic()
     before = read_summary(cfg, STAGE)
     found = members(cfg.cca)
-    change = selection.preview(cfg, scored_by(cfg, found))
+    change = selection.preview(cfg, scored_by(cfg, found), _own(cfg, found))
     print(change.text(), flush=True)
     old = Summary(**{f.name: before[f.name] for f in dataclasses.fields(Summary) if f.name in before})
     if opts.dry_run:
@@ -99,8 +100,19 @@ def _settle(
             status="partial" if scores.quarantined else summary.status,
         )  # fmt: skip
     whole = not opts.limit and not summary.quarantined
-    outputs, counts = selection.publish(cfg, table, rejected, mark, whole, opts.recalibrate or opts.fresh)
+    outputs, counts = selection.publish(
+        cfg, table, rejected, mark, whole, opts.recalibrate or opts.fresh, _own(cfg, found)
+    )
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
+
+
+def _own(cfg: Config, found: Members) -> npt.NDArray[np.float64]:
+    """Distances of the cloud set's own images, where the rule is made of them."""
+    if not found.mark or cfg.cca.rule != "reference":
+        return selection.NONE
+    if found.items:
+        cluster.start(cfg)  # for a set that is not built yet
+    return Reference.from_bytes(storage.read_bytes(built(cfg, found))).own
 
 
 def _rescore(cfg: Config, opts: Options, table: pa.Table, gaps: npt.NDArray[np.bool_], found: Members) -> Summary:

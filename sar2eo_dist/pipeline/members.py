@@ -138,11 +138,16 @@ def stored(data: bytes, cca: CCA) -> Reference:
     if not foreign(data):
         reference = Reference.from_bytes(data)
         reference.check(cca.extractor, preprocessing(cca.extractor), kind)
+        if cca.rule == "reference" and reference.distance != cca.distance:
+            raise ReferenceSetError(
+                f"this set has not the {cca.distance} distances of its own images that cca.rule=reference is made of: build "
+                f"it again from them (jobs/reference.py with this config), or choose another cca.rule"
+            )
         return reference
-    if (cca.extractor, kind) != ("inception", "pooled"):
+    if (cca.extractor, kind) != ("inception", "pooled") or cca.rule == "reference":
         raise ReferenceSetError(
             f"pytorch-fid's statistics are of pooled Inception features: they serve cca.extractor=inception with "
-            f"cca.distance=point, not {cca.extractor} with {cca.distance}"
+            f"cca.distance=point and a cca.rule other than reference, not {cca.extractor} with {cca.distance}, {cca.rule}"
         )
     return Reference.from_pytorch_fid(data, preprocessing("inception"))
 

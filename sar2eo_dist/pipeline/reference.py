@@ -24,7 +24,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from sar2eo_dist import storage
-from sar2eo_dist.cca.frechet import Moments, Reference
+from sar2eo_dist.cca.frechet import Moments, Reference, own_distance
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ReferenceSetError, Sar2EoError
 from sar2eo_dist.ledger import Entry, Ledger
@@ -81,7 +81,8 @@ def reference(cfg: Config, opts: Options) -> Summary:
 def unit_of(cca: CCA, found: Members) -> Unit:
     """The unit of work that builds a set: the same images under the same config, whatever the profile and the machine."""
     kind = KINDS[cca.distance]
-    affects = digest(cca.extractor, preprocessing(cca.extractor), kind, cca.pack, cca.threads)
+    own = cca.distance if cca.rule == "reference" else ""
+    affects = digest(cca.extractor, preprocessing(cca.extractor), kind, cca.pack, cca.threads, own)
     return Unit(STAGE, f"{cca.extractor} {kind}", affects, found.mark)
 
 
@@ -111,6 +112,10 @@ def build(cfg: Config, unit: Unit, found: Members, attempt: int = 1) -> Entry:
         )
     if found.items:
         made, size, sheets = _from_images(cfg, found, folder)
+        if cca.rule == "reference":
+            packs = _packs(cfg, found.items, made.to_bytes())
+            own = np.concatenate([np.frombuffer(row["features"], np.float64) for row in packs])
+            made = dataclasses.replace(made, own=np.sort(own), distance=cca.distance)
     else:
         made, size, sheets = stored(storage.read_bytes(found.built), cca), [], []
     about = {
@@ -182,7 +187,7 @@ def _call(work: Callable[..., T], *arguments: object) -> T:
     return work(*arguments)
 
 
-def _packs(cfg: Config, items: Sequence[Member]) -> Iterator[dict[str, Any]]:
+def _packs(cfg: Config, items: Sequence[Member], made: bytes = b"") -> Iterator[dict[str, Any]]:
     """What FeatureActor makes of each pack, in order. Raises the first error that one met."""
     size = cfg.cca.pack
     rows = [{"members": pickle.dumps(items[at : at + size])} for at in range(0, len(items), size)]
@@ -191,7 +196,7 @@ def _packs(cfg: Config, items: Sequence[Member]) -> Iterator[dict[str, Any]]:
     packs.context.execution_options.preserve_order = True  # so that the driver never holds packs back
     for row in packs.map_batches(
         FeatureActor,
-        fn_constructor_args=(cfg.cca,),
+        fn_constructor_args=(cfg.cca, made),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),
@@ -205,10 +210,14 @@ def _packs(cfg: Config, items: Sequence[Member]) -> Iterator[dict[str, Any]]:
 
 
 class FeatureActor:
-    """Packs of members in; features (n, P, D) float32 (pooled: P = 1), image size and thumbnails out."""
+    """Packs of members in; features (n, P, D) float32 (pooled: P = 1), image size and thumbnails out.
 
-    def __init__(self, cca: CCA) -> None:
+    made: the stored set, once there is one; then `features` are the distances (n,) float64 of its own images to it.
+    """
+
+    def __init__(self, cca: CCA, made: bytes = b"") -> None:
         self.cca = cca
+        self.made = Reference.from_bytes(made) if made else None
         self.net = load_extractor(cca)
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
@@ -218,7 +227,9 @@ class FeatureActor:
         try:
             images, small = read_all(part)
             x = features_of(self.net, images, self.cca)
-            features, thumbs, shape, dims = x.tobytes(), small.tobytes(), list(images.shape[1:]), x.shape[-1]
+            thumbs, shape, dims = small.tobytes(), list(images.shape[1:]), x.shape[-1]
+            maps = x.reshape(len(x), -1, dims)
+            features = (own_distance(maps, self.made, self.cca.distance) if self.made else x).tobytes()
         except Sar2EoError as e:
             error = pickle.dumps(e)
         return {"features": [features], "thumbs": [thumbs], "shape": [shape], "dims": [dims], "error": [error]}

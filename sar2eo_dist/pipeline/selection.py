@@ -39,6 +39,7 @@ OUTPUTS = {
 }
 Bool = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.object_]
+NONE: npt.NDArray[np.float64] = np.empty(0)
 
 
 def archive(cfg: Config, paths: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
@@ -156,16 +157,23 @@ def select(
 
 
 def publish(
-    cfg: Config, table: pa.Table, rejected: Sequence[Rejected], mark: str, whole: bool, anew: bool = False
+    cfg: Config,
+    table: pa.Table,
+    rejected: Sequence[Rejected],
+    mark: str,
+    whole: bool,
+    anew: bool = False,
+    own: npt.NDArray[np.float64] = NONE,
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Calibrate, select, pair and write everything; return the paths and the counts.
 
-    whole: False for a part of the plan, whose calibration is not frozen; anew: make a new calibration.
+    whole: False for a part of the plan, whose calibration is not frozen; anew: make a new calibration; own: distances of
+    the cloud set's own images.
     Raises Sar2EoError where the kept share of the scored tiles leaves `cca.min_kept`..`max_kept`, after everything is
     written, so that the report can show why.
     """
     root, outputs = cfg.run.out, dict(OUTPUTS)
-    found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.settle(cfg, s, u, n, mark, whole, anew))
+    found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.settle(cfg, s, u, n, mark, own, whole, anew))
     final = _with_reasons(table, found.reason)
     _put(root, outputs["verdicts"], final)
     _put(root, outputs["rejected"], to_table(rejected, Rejected))
@@ -214,7 +222,7 @@ class Change:
         return "\n".join(lines)
 
 
-def preview(cfg: Config, mark: str, examples: int = 3) -> Change:
+def preview(cfg: Config, mark: str, own: npt.NDArray[np.float64] = NONE, examples: int = 3) -> Change:
     """What the config would change in the published selection: read and decided, nothing written.
 
     Tiles without a score count as entering none: their score is not known.
@@ -224,7 +232,7 @@ def preview(cfg: Config, mark: str, examples: int = 3) -> Change:
         words = ["sensor", "reason", "qa60_state", "score_name", "scored_by", "unit"]
         table = pq.read_table(f, columns=columns, read_dictionary=words)
         old = _words(table["reason"])
-        found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.foresee(cfg, s, u, n, mark))
+        found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.foresee(cfg, s, u, n, mark, own))
         eo = np.asarray(pc.equal(table["sensor"], S2))
         enter, leave = (eo & (a == KEPT) & (b != KEPT) for a, b in ((found.reason, old), (old, found.reason)))
         some = [np.flatnonzero(x)[:examples] for x in (enter, leave)]

@@ -19,7 +19,7 @@ SENSOR_NAMES = {S1: "Sentinel1", S2: "Sentinel2"}
 REQUIRED: dict[str, tuple[str, ...]] = {S1: S1_BANDS, S2: S2_BANDS}
 OPTIONAL: dict[str, tuple[str, ...]] = {S1: (), S2: ("QA60",)}
 FIRST_DATE = dt.date(2014, 4, 3)  # launch of Sentinel-1A, the first Sentinel
-BATCH = 65_536  # rows of one table of a listing, at most
+BATCH = 16_384  # rows of one table of a listing, at most
 #: the tables of a listing: the fields of a TileRef after its key
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), *schema(TileRef)])
 Scan = tuple[Iterator[pa.Table], list[Rejected]]

@@ -141,6 +141,11 @@ class Raster:
         flags = [self.dataset.mask_flag_enums[b - 1] for b in bands]
         if all(MaskFlags.all_valid in f for f in flags):
             return raw, np.ones(raw.shape, bool)
+        if raw.dtype.kind in "iu" and all(f == [MaskFlags.nodata] for f in flags):  # without reading it all again
+            values = [self.dataset.nodatavals[b - 1] for b in bands]
+            return raw, np.stack(
+                [p != (int(v) if float(v).is_integer() else v) for p, v in zip(raw, values, strict=True)]
+            )
         return raw, self.dataset.read_masks(bands, window=window) > 0
 
     def _fault(self, detail: str) -> Exception:

@@ -93,9 +93,8 @@ def _numbers(tags: dict[str, str], pattern: re.Pattern[str], uri: str) -> list[S
 def _stac(tags: dict[str, str], number: int, count: int, uri: str) -> dict[str, float]:
     """scale and offset of one band in a raster:bands tag: a list with an entry a band, or one entry."""
     # a colon ends a name in GDAL's tags: "raster:bands" comes back as "raster", its value with the rest
-    text = tags.get("RASTER:BANDS") or tags.get("RASTER_BANDS") or tags.get("RASTER", "")
-    text = text.removeprefix("bands=")
-    if not text:
+    text = tags.get("RASTER_BANDS") or tags.get("RASTER", "")
+    if not (text := text.removeprefix("bands=")).startswith(("[", "{")):
         return {}
     try:
         entries = json.loads(text)

@@ -65,6 +65,7 @@ class Scene:
         try:
             for _, uri in files:
                 self.rasters.append(Raster(uri))
+            self._marks = tuple(r.info.digest for r in self.rasters)
             if files[0][0]:
                 self._where = {band: (i, 1) for i, (band, _) in enumerate(files)}
                 for (band, _), raster in zip(files, self.rasters, strict=True):
@@ -144,7 +145,7 @@ class Scene:
 
     def digest(self, row: int, col: int) -> str:
         """The digest of a tile as `sources.unchanged` computes it."""
-        return digest(*(r.info.digest for r in self.rasters), row, col)
+        return digest(*self._marks, row, col)
 
     def scale(self, band: str) -> tuple[float, float]:
         """GDAL's (factor, addend) of a band."""
@@ -234,9 +235,7 @@ def _grid(raster: Raster, unit: float = 0.0) -> Grid:
             raise BadInput("wrong_shape", uri, f"pixels of {t.a:g} are no multiple of the bands' {unit:g}")
     elif crs.is_geographic:
         if not DEGREES[0] <= t.a <= DEGREES[1]:
-            raise BadInput(
-                "wrong_shape", uri, f"pixels of {t.a:g} degrees, not about 10 m ({DEGREES[0]}..{DEGREES[1]})"
-            )
+            raise BadInput("wrong_shape", uri, f"pixels of {t.a:g} degrees, not {DEGREES[0]} to {DEGREES[1]} (10 m)")
     elif abs(t.a * crs.linear_units_factor[1] - GSD) > 1e-6 * GSD:
         raise BadInput("wrong_shape", uri, f"pixels of {t.a:g} {crs.linear_units}, not {GSD:g} m")
     n, unit = (n, unit) if unit else (1, t.a)

@@ -91,13 +91,14 @@ def _in_order(fn: Callable[[A], B], items: Iterable[A], threads: int) -> Iterato
 
 def _list(files: Files, sensor: str, units: str, quantity: str) -> Listed:
     """The tiles of one scene from its headers, and what it cannot give."""
+    if not files.files[0][0] and product(files.uri).sensor == (S2 if sensor == S1 else S1):
+        return None, []
     try:
         scene = Scene(files.files, sensor, units, quantity)
-    except (BadInput, NotFound) as e:
-        if len(files.files) == 1 and product(files.uri).sensor == (S2 if sensor == S1 else S1):
-            return None, []  # its faults are for the other sensor's listing to tell
-        bad = e if isinstance(e, BadInput) else BadInput("unreadable", e.uri, "gone since it was listed")
-        return None, [Rejected(sensor, bad.uri, bad.reason, bad.detail)]
+    except BadInput as e:
+        return None, [Rejected(sensor, e.uri, e.reason, e.detail)]
+    except NotFound as e:
+        return None, [Rejected(sensor, e.uri, "unreadable", "gone since it was listed")]
     try:
         return _tiles(scene, sensor, (units, quantity)) if scene.bands else (None, [])
     except BadInput as e:
@@ -240,18 +241,18 @@ def _eo(scene: Scene, planes: dict[str, Plane], at: int) -> EO:
     qa60 = None
     if "SCL" in cut:
         raw, valid = cut["SCL"]
-        if raw.dtype.kind not in "iu" or raw.min() < 0 or (raw[valid] >= len(_QA60)).any():
-            worst = raw[valid].max(initial=0)
-            raise BadInput("wrong_dtype", scene.uri("SCL"), f"SCL is {raw.dtype} with {worst}: classes are 0..11")
-        classes = np.where(valid, raw, 0).astype(np.intp)
-        qa60 = _QA60[classes]
-        for band in bands:
-            band[classes == 0] = 0
+        classes = np.where(valid, raw, np.zeros((), raw.dtype))
+        if raw.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= len(_QA60):
+            detail = f"SCL is {raw.dtype} of {classes.min()}..{classes.max()}: classes are 0..{len(_QA60) - 1}"
+            raise BadInput("wrong_dtype", scene.uri("SCL"), detail)
+        qa60 = _QA60.take(classes)
+        if (classes == 0).any():
+            for band in bands:
+                band[classes == 0] = 0
     elif "QA60" in cut:
         raw, valid = cut["QA60"]
-        qa60 = multiearth.as_dn(
-            np.where(valid, raw, np.zeros((), raw.dtype)), scene.uri("QA60"), "QA60", any_integer=True
-        )
+        stored = np.where(valid, raw, np.zeros((), raw.dtype))
+        qa60 = multiearth.as_dn(stored, scene.uri("QA60"), "QA60", any_integer=True)
     eo = multiearth.eo_patch(bands, qa60, scene.uri(S2_BANDS[0]))
     reflectance.check_offset(eo.bands, scene.offset, scene.uri(S2_BANDS[0]))
     return replace(eo, offset=scene.offset)

@@ -2,6 +2,8 @@
 
 A tile is called cloudy by a profile if any rule rejects it; a peer's mask calls it cloudy above the same share, 0.005. AUC is
 of a score that rises with cloud: white_fraction for `recommended`; max_dn, which alpha judges, for the published ones.
+Patches and labelled scenes were looked at while the rule of `recommended` took its form (cca/cloud.py); the clear scene
+"nz" was too, "spain" and the synthetic world of this seed were judged afterwards.
 """
 
 from __future__ import annotations

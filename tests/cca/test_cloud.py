@@ -78,6 +78,15 @@ def test_clouds_are_found_over_any_ground_and_ground_is_no_cloud(ground):
     assert cloud.look(covered(FOREST, 0.17, 10), cfg).white == 100
 
 
+def test_the_borders_of_white():
+    def count(r: int, g: int, b: int) -> int:
+        return cloud.look(np.full((3, 3, 3), np.array([r, g, b])[:, None, None], np.uint16), CCA()).white
+
+    assert [count(800, 800, b) for b in (900, 901)] == [0, 9]
+    assert [count(r, 1000, 960) for r in (1280, 1279)] == [0, 9]  # blue at 3/4 of red
+    assert [count(r, 1000, 1300) for r in (618, 619)] == [0, 9]  # (max - min) / mean = 0.701 and 0.6999
+
+
 def test_coloured_brightness_is_no_cloud():
     cfg = CCA(profile="recommended")
     assert cloud.look(scene((600, 900, 1800)), cfg).white == 0  # blue roofs, heavy smoke

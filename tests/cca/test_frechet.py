@@ -15,6 +15,7 @@ from sar2eo_dist.cca.frechet import (
     Moments,
     Reference,
     frechet_distance,
+    own_distance,
     point_distance,
     position_distance,
     spatial_distance,
@@ -179,3 +180,17 @@ def test_what_is_refused(monkeypatch):
         frechet_distance(mu, sigma * np.nan, mu, sigma)
     with pytest.raises(ReferenceSetError, match=r"\(3,\)"):
         frechet_distance(mu, sigma, mu[:3], sigma)
+
+
+@pytest.mark.parametrize("positions", [1, 5])
+def test_own_distances_leave_the_image_out(positions: int) -> None:
+    x = np.random.default_rng().normal(size=(9, positions, 7)) + 3
+    moments = Moments.from_features(x.reshape(-1, 7))
+    reference = Reference.from_moments(moments, "x", "y", "positions", 9)
+    for i, found in enumerate(own_distance(x, reference, "position")):
+        others = np.delete(x, i, axis=0).reshape(-1, 7).mean(axis=0)
+        wanted = np.square(x[i] - others).sum(axis=1).min() + reference.trace
+        assert found == pytest.approx(wanted, rel=1e-12)
+    np.testing.assert_array_equal(
+        own_distance(x, reference, "position")[:4], own_distance(x[:4], reference, "position")
+    )

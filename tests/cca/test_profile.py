@@ -94,6 +94,14 @@ def test_dark_shares_at_the_border(tenths, more, script, shine):
         assert assess(bands, None, CCA(profile=one)).reason == globals()[one](bands, None)
 
 
+def test_mean_v_of_exactly_30_is_bright_enough():
+    bands = np.ones((3, 1, 17), np.uint16)
+    bands[:, 0, :2] = 256  # two pixels at 255: 510 / 17
+    assert measure(bands, None, CCA()).brightness == 30
+    assert assess(bands, None, CCA(profile="released")).reason == released(bands, None) == "dark"
+    assert assess(bands, None, CCA(profile="paper")).reason == paper(bands, None) == "dark"
+
+
 def test_everything_is_measured_whatever_rejects_first():
     bands = tile()
     bands[0, 0, 0] = 9000

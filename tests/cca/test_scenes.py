@@ -1,6 +1,7 @@
 """`recommended` on real scenes whose pixels somebody labelled, and on a synthetic world of which no threshold knows.
 
-None of the thresholds was fitted to these scenes (cca/cloud.py derives them).
+The thresholds' values come from physics and the synthetic world, but the two labelled scenes were looked at while the
+rule took its form (cca/cloud.py): a guard against getting worse, no blind test.
 """
 
 from __future__ import annotations

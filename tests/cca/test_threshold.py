@@ -96,3 +96,14 @@ def test_what_is_refused():
         calibrate(np.ones(3), "fid", "median", 0.4, "")
     with pytest.raises(ConfigError, match="nan"):
         calibrate(np.ones(3), "fid", "range", float("nan"), "")
+
+
+def test_the_reference_rule_looks_at_the_cloud_set_alone() -> None:
+    own = np.linspace(10, 20, 101)
+    for scores in (np.array([1.0, 15.0, 90.0]), np.array([50.0, 60.0])):
+        found = calibrate(scores, "fid", "reference", 0.25, "ref", own)
+        assert found.threshold == pytest.approx(12.5)
+    assert decide(np.array([50.0, 60.0, 12.4]), found).tolist() == [True, True, False]
+    for bad in ({"beta": 1.5, "own": own}, {"beta": 0.5, "own": None}, {"beta": 0.5, "own": np.empty(0)}):
+        with pytest.raises(ConfigError, match=r"cca\.rule=reference wants a cloud set with its own distances"):
+            calibrate(np.ones(3), "fid", "reference", reference="ref", **bad)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from sar2eo_dist.pipeline import calibration as module
 from sar2eo_dist.pipeline.calibration import CURRENT, drift, from_json, guard, settle, to_json
 from sar2eo_dist.records import Calibration
 
+NONE = np.empty(0)
 RNG = np.random.default_rng(3)
 
 
@@ -29,11 +30,11 @@ def units(*sizes: int) -> np.ndarray:
 
 def test_the_first_run_freezes_and_increments_reuse(tmp_path: Path) -> None:
     cfg, first = config(tmp_path), RNG.normal(100, 10, 500)
-    made, off = settle(cfg, first, units(250, 250), "fid", "mark", True, False)
+    made, off = settle(cfg, first, units(250, 250), "fid", "mark", NONE, True, False)
     assert (made.version, made.count, made.units, off) == (1, 500, ("u0", "u1"), None)
     assert made.kept == pytest.approx(np.mean(first >= made.threshold))
     more = np.concatenate([first, RNG.normal(100, 10, 300), [1e6]])
-    again, off = settle(cfg, more, units(250, 250, 301), "fid", "mark", True, False)
+    again, off = settle(cfg, more, units(250, 250, 301), "fid", "mark", NONE, True, False)
     assert again == made, "one outlier in an increment moved a frozen threshold"
     assert off is not None
     assert (off.version, off.count) == (1, 301)
@@ -44,42 +45,49 @@ def test_the_first_run_freezes_and_increments_reuse(tmp_path: Path) -> None:
 def test_another_rule_is_another_version_and_the_old_one_stays(tmp_path: Path) -> None:
     scores = RNG.normal(100, 10, 500)
     for version, setting in enumerate(("cca.beta=0.4", "cca.beta=0.5", "cca.rule=otsu"), 1):
-        found, _ = settle(config(tmp_path, setting), scores, units(500), "fid", "mark", True, False)
+        found, _ = settle(config(tmp_path, setting), scores, units(500), "fid", "mark", NONE, True, False)
         assert found.version == version
     assert sorted(p.name for p in (tmp_path / "collect/calibrations").iterdir()) == [f"000{v}.json" for v in (1, 2, 3)]
-    anew, off = settle(config(tmp_path, "cca.rule=otsu"), scores, units(500), "fid", "mark", True, True)
+    anew, off = settle(config(tmp_path, "cca.rule=otsu"), scores, units(500), "fid", "mark", NONE, True, True)
     assert (anew.version, off) == (4, None)
 
 
 def test_other_scores_are_calibrated_anew(tmp_path: Path) -> None:
     cfg, scores = config(tmp_path), RNG.normal(100, 10, 50)
-    settle(cfg, scores, units(50), "fid", "mark", True, False)
-    assert settle(cfg, scores, units(50), "fid", "other set", True, False)[0].version == 2
+    settle(cfg, scores, units(50), "fid", "mark", NONE, True, False)
+    assert settle(cfg, scores, units(50), "fid", "other set", NONE, True, False)[0].version == 2
 
 
 def test_part_of_a_plan_freezes_nothing(tmp_path: Path) -> None:
     cfg = config(tmp_path)
-    part, _ = settle(cfg, RNG.normal(100, 10, 50), units(50), "fid", "mark", False, False)
+    part, _ = settle(cfg, RNG.normal(100, 10, 50), units(50), "fid", "mark", NONE, False, False)
     assert part.version == 0
-    whole, _ = settle(cfg, RNG.normal(100, 10, 500), units(500), "fid", "mark", True, False)
+    whole, _ = settle(cfg, RNG.normal(100, 10, 500), units(500), "fid", "mark", NONE, True, False)
     assert (whole.version, whole.count) == (1, 500)
 
 
 def test_a_given_calibration_is_used_as_it_is_or_refused(tmp_path: Path) -> None:
     scores = RNG.normal(100, 10, 500)
-    made, _ = settle(config(tmp_path / "a"), scores, units(500), "fid", "mark", True, False)
+    made, _ = settle(config(tmp_path / "a"), scores, units(500), "fid", "mark", NONE, True, False)
     cfg = config(tmp_path / "b", f"cca.calibration={tmp_path / 'a' / CURRENT}", "cca.beta=0.9")
-    found, off = settle(cfg, scores + 30, np.full(500, "new", object), "fid", "mark", True, False)
+    found, off = settle(cfg, scores + 30, np.full(500, "new", object), "fid", "mark", NONE, True, False)
     assert found == made
     assert off is not None
     assert "DRIFT" in off.line(0.1)
     assert not list((tmp_path / "b").glob("collect/calibrations/*"))
     with pytest.raises(ConfigError, match=r"is of fid scores made by mark, these are fd_x made by mark: use"):
-        settle(cfg, scores, units(500), "fd_x", "mark", True, False)
+        settle(cfg, scores, units(500), "fd_x", "mark", NONE, True, False)
     (tmp_path / "bad.json").write_text('{"beta": 1}')
     with pytest.raises(ConfigError, match=r"no calibration .*bad\.json"):
         settle(
-            config(tmp_path, f"cca.calibration={tmp_path / 'bad.json'}"), scores, units(500), "fid", "m", True, False
+            config(tmp_path, f"cca.calibration={tmp_path / 'bad.json'}"),
+            scores,
+            units(500),
+            "fid",
+            "m",
+            NONE,
+            True,
+            False,
         )
 
 
@@ -113,7 +121,7 @@ def test_few_scores_tell_nothing() -> None:
 def test_a_kept_share_outside_the_bounds_stops_with_the_histogram(tmp_path: Path) -> None:
     scores = np.append(RNG.normal(200, 5, 9999), 900.0)  # one outlier among ten thousand drops every clear image
     cfg = config(tmp_path)
-    made, _ = settle(cfg, scores, units(10_000), "fid", "mark", True, False)
+    made, _ = settle(cfg, scores, units(10_000), "fid", "mark", NONE, True, False)
     with pytest.raises(
         Sar2EoError, match=r"1 of 10,000 scored tiles \(0\.01%\) are kept, less than cca\.min_kept"
     ) as e:
@@ -122,7 +130,7 @@ def test_a_kept_share_outside_the_bounds_stops_with_the_histogram(tmp_path: Path
     assert "<- threshold" in str(e.value)
     assert "--reselect" in str(e.value)
     quantile = config(tmp_path, "cca.rule=quantile")
-    guard(quantile, scores, settle(quantile, scores, units(10_000), "fid", "mark", True, False)[0])
+    guard(quantile, scores, settle(quantile, scores, units(10_000), "fid", "mark", NONE, True, False)[0])
     with pytest.raises(Sar2EoError, match=r"more than cca\.max_kept 0\.5"):
         guard(config(tmp_path, "cca.max_kept=0.5", "cca.beta=-1"), scores, dataclasses.replace(made, threshold=-1))
 

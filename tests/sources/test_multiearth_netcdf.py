@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sar2eo_dist import sources, storage
-from sar2eo_dist.errors import BadInput, NotFound, StorageError, Unavailable
+from sar2eo_dist.errors import BadInput, NotFound, SourceChanged, StorageError, Unavailable
+from sar2eo_dist.records import TileRef, digest, from_table
+from sar2eo_dist.sources import multiearth, netcdf_index
 from sar2eo_dist.sources import multiearth_netcdf as netcdf
-from sar2eo_dist.sources import netcdf_index
 from sar2eo_dist.sources.ranged import BLOCK
 
 KIND = "multiearth_netcdf"
@@ -40,15 +46,16 @@ def put(root: str, name: str = "sent1.nc", **change: object) -> str:
         "order": ("lat", "lon"),
         "source": "Sentinel-2" if eo else "Sentinel-1",
         "fill": 65535 if eo else np.nan,
+        "chunk": None,
+        "centre_chunk": None,
     } | change
     out = io.BytesIO()
     with h5py.File(out, "w") as h5:
         images, text = parts["images"], h5py.string_dtype()
         if images is not None:
-            chunk = (1, *images.shape[1:])
-            h5.create_dataset(
-                "images", data=images, chunks=chunk, shuffle=True, compression="lzf", fillvalue=parts["fill"]
-            )
+            chunk = parts["chunk"] or (1, *images.shape[1:])
+            packing = {} if chunk is True else {"chunks": chunk, "shuffle": True, "compression": "lzf"}
+            h5.create_dataset("images", data=images, fillvalue=parts["fill"], **packing)
         for key, value in (("data_band", parts["bands"]), ("geo_coord", parts["order"])):
             if value is not None:
                 h5.create_dataset(key, data=[v.encode() for v in value], dtype=text)
@@ -58,7 +65,7 @@ def put(root: str, name: str = "sent1.nc", **change: object) -> str:
                 if parts[key] is not None:
                     dates.attrs[key] = np.bytes_(parts[key])
         if parts["centres"] is not None:
-            h5.create_dataset("center_lat_lons", data=np.asarray(parts["centres"], float))
+            h5.create_dataset("center_lat_lons", data=np.asarray(parts["centres"], float), chunks=parts["centre_chunk"])
         if parts["source"] is not None:
             h5.attrs["data_source"] = np.bytes_(parts["source"])
     uri = storage.join(root, name)
@@ -183,7 +190,180 @@ def test_a_band_that_the_file_lacks_rejects_each_acquisition(root: str) -> None:
     assert rejected[0].detail.endswith("has B1 B2 B3 QA60, not B4")
 
 
+def many(root: str, count: int = 60, **change: object) -> str:
+    """Rows of one place after the other, in reverse order of date, without images."""
+    at = np.arange(count)
+    none = {"images": np.zeros((0, 2, 1, 256, 256), np.float32), "chunk": True}
+    centres = np.stack([np.full(count, -4.39), -55.2 + 0.02 * (at // 7)], 1)
+    return put(root, dates=1500 - at % 7, centres=centres, **(change if "images" in change else none | change))
+
+
+@pytest.mark.parametrize("chunk", [(1, 2), (7, 2), (1, 1), (64, 2), (2000, 2)])
+def test_an_index_of_any_chunks_lists_the_same(root: str, chunk: tuple[int, int]) -> None:
+    plain = sources.list_tiles(KIND, many(root, 2000), "s1")[0]
+    chunked = sources.list_tiles(KIND, many(root, 2000, centre_chunk=chunk), "s1")[0]
+    assert [(t.key, t.lon, t.lat, t.rows) for t in chunked] == [(t.key, t.lon, t.lat, t.rows) for t in plain]
+    assert len(plain) == 2000
+
+
+def test_an_index_of_a_chunk_a_row_costs_few_reads(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = many(root, 20_000, centre_chunk=(1, 2))
+    fetched: list[int] = []
+    real = storage.read_range
+
+    def counted(uri: str, start: int, end: int) -> bytes:
+        fetched.append(end - start)
+        return real(uri, start, end)
+
+    monkeypatch.setattr(storage, "read_range", counted)
+    assert len(sources.list_tiles(KIND, uri, "s1")[0]) == 20_000
+    assert len(fetched) < 30
+    assert sum(fetched) < 2 * storage.info(uri).size
+
+
+def test_rows_that_were_never_written_are_fill_values(root: str) -> None:
+    data = storage.read_bytes(many(root, 10, centre_chunk=(1, 2)))
+    for fill in (0.0, np.nan):
+        out = io.BytesIO(data)
+        with h5py.File(out, "r+") as h5:
+            places = h5["center_lat_lons"][()]
+            del h5["center_lat_lons"]
+            h5.create_dataset("center_lat_lons", (10, 2), float, chunks=(3, 2), fillvalue=fill)[:4] = places[:4]
+        uri = storage.join(root, "unwritten.nc")
+        storage.put(uri, out.getvalue())
+        tiles, rejected = sources.list_tiles(KIND, uri, "s1")
+        lines = {t.rows[0]: t.lon for t in tiles}
+        assert {row: lon for row, lon in lines.items() if row < 4} == dict(enumerate(places[:4, 1].tolist()))
+        if fill == 0:  # a chunk that holds a written row is zero where nothing was written, as others are by `fill`
+            assert [lines[row] for row in range(4, 7)] == [0, 0, 0]
+        else:
+            assert [r.reason for r in rejected] == ["unreadable"] * 6
+
+
+def test_a_scan_gives_tables_in_order_of_key_and_tells_its_progress(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netcdf, "BATCH", 16)
+    uri = many(root, centre_chunk=(1, 2))
+    seen: list[int] = []
+    tables, rejected = sources.scan(KIND, uri, "s1", seen.append)
+    assert seen[-1] == 60
+    whole = list(tables)
+    assert [t.num_rows for t in whole] == [16, 16, 16, 12]
+    assert all(t.schema.equals(multiearth.SCHEMA) for t in whole)
+    table = pa.concat_tables(whole)
+    keys = table["key"].to_pylist()
+    assert keys == sorted(set(keys))
+    refs = from_table(table, TileRef)
+    assert [r.key for r in refs] == keys
+    mark = storage.info(uri).digest
+    assert [(r.uris, r.digest) for r in refs] == [((uri,), digest(mark, r.rows[0])) for r in refs]
+    assert (refs, rejected) == sources.list_tiles(KIND, uri, "s1")
+    sources.unchanged(refs[5])
+    storage.put(uri, storage.read_bytes(uri) + b"x")
+    with pytest.raises(SourceChanged, match=r"sent1\.nc"):
+        sources.unchanged(refs[5])
+
+
+degrees = st.one_of(st.floats(-90, 90), st.integers(-18000, 18000).map(lambda x: x / 200))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(degrees, degrees.filter(lambda x: abs(x) <= 90), st.dates()), min_size=1, max_size=40))
+def test_numbers_sort_as_keys_do(rows: list[tuple[float, float, dt.date]]) -> None:
+    keys = [TileRef("s1", lon, lat, date, KIND, (), (), "").key for lon, lat, date in rows]
+    ranks = multiearth.order(*zip(*((lon, lat, date.toordinal()) for lon, lat, date in rows), strict=True)).tolist()
+    assert max(ranks) < 2**54
+    for a in range(len(rows)):
+        assert (ranks[0] < ranks[a], ranks[0] == ranks[a]) == (keys[0] < keys[a], keys[0] == keys[a])
+
+
 # pixels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [True, (1, 1, 1, 256, 256), (3, 2, 1, 256, 256), (1, 2, 1, 128, 256)])
+def test_pixels_of_any_chunks_are_read(root: str, chunk: object) -> None:
+    noise = RNG.normal(size=DB.shape).astype(np.float32)
+    tiles = sources.list_tiles(KIND, put(root, images=noise, chunk=chunk), "s1")[0]
+    for tile, pixels in sources.read_many(tiles * 2):
+        np.testing.assert_array_equal(pixels, noise[tile.rows[0], ::-1, 0])
+
+
+def test_many_tiles_are_fetched_side_by_side_and_bad_ones_come_at_their_place(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = RNG.normal(size=(40, 2, 1, 256, 256)).astype(np.float32)
+    noise[7] = np.nan
+    tiles = sources.list_tiles(KIND, many(root, 40, images=noise), "s1")[0]
+    sources.read_sar(tiles[0])
+    flying, most, started = 0, 0, 0
+    lock, real = threading.Lock(), storage.read_range
+    down = next(t for t in tiles if t.rows == (11,))
+    with h5py.File(io.BytesIO(storage.read_bytes(down.uris[0]))) as h5:
+        lost = h5["images"].id.get_chunk_info(11).byte_offset
+
+    def slow(uri: str, start: int, end: int) -> bytes:
+        nonlocal flying, most, started
+        with lock:
+            flying, started = flying + 1, started + 1
+            most = max(most, flying)
+        time.sleep(0.005)
+        with lock:
+            flying -= 1
+        if start == lost:
+            raise Unavailable(uri, "down")
+        return real(uri, start, end)
+
+    monkeypatch.setattr(storage, "read_range", slow)
+    found = sources.read_many(iter(tiles), ahead=20)
+    for taken, (ref, pixels) in enumerate(found):
+        assert ref == tiles[taken]
+        assert started <= taken + 20 + 3  # and the blocks of an index
+        match ref.rows[0]:
+            case 7:
+                assert isinstance(pixels, BadInput)
+                assert pixels.reason == "all_nodata"
+            case 11:
+                assert isinstance(pixels, Unavailable)
+            case row:
+                np.testing.assert_array_equal(pixels, noise[row, ::-1, 0])
+    assert taken == 39
+    assert 4 < most <= sources.THREADS
+    assert list(sources.read_many([])) == []
+
+
+def test_an_object_store_gives_what_a_disk_gives(s3: str, tmp_path: Path) -> None:
+    noise = RNG.normal(size=(12, 2, 1, 256, 256)).astype(np.float32)
+    found = [
+        list(sources.read_many(sources.list_tiles(KIND, many(root, 12, images=noise, centre_chunk=(1, 2)), "s1")[0]))
+        for root in (s3, str(tmp_path))
+    ]
+    assert len(found[0]) == 12
+    for (ours, pixels), (local, expected) in zip(*found, strict=True):
+        assert (ours.key, ours.rows) == (local.key, local.rows)
+        np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_reader_that_is_left_alone_stops(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = sources.list_tiles(KIND, many(root, 40, images=np.zeros((40, 2, 1, 256, 256), np.float32)), "s1")[0]
+    read: list[int] = []
+    monkeypatch.setattr(netcdf, "read_sar", lambda ref: read.append(ref.rows[0]))
+    found = sources.read_many(tiles, ahead=3)
+    next(found)
+    found.close()
+    assert len(read) <= 4
+    monkeypatch.setattr(netcdf, "read_sar", lambda ref: 1 / 0)  # our own error is no property of a tile
+    with pytest.raises(ZeroDivisionError):
+        next(sources.read_many(tiles))
+
+
+def test_a_process_may_end_with_files_open(tmp_path: Path) -> None:
+    """HDF5 would close them after Python, through which it reads, is gone: a crash."""
+    code = (
+        "import ctypes, sys; from sar2eo_dist.sources import multiearth_netcdf as m; "
+        "ctypes.pythonapi.Py_IncRef(ctypes.py_object(m._cache)); "  # as whatever outlives the interpreter does
+        "next(m.scan(sys.argv[1], 's1', print)[0]); m._cached(sys.argv[1]).images[0]"
+    )
+    done = subprocess.run([sys.executable, "-c", code, put(str(tmp_path))], check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_bands_come_in_our_order(root: str) -> None:

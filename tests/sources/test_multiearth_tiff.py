@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import struct
+import uuid
 import warnings
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from rasterio.io import MemoryFile
 
 from sar2eo_dist import sources, storage
-from sar2eo_dist.errors import AccessDenied, BadInput, ConfigError, NotFound, StorageError, Unavailable
-from sar2eo_dist.sources import multiearth
+from sar2eo_dist.errors import AccessDenied, BadInput, ConfigError, NotFound, SourceChanged, StorageError, Unavailable
+from sar2eo_dist.records import TileRef, digest, from_table, place_key
+from sar2eo_dist.sources import multiearth, multiearth_tiff
 from sar2eo_dist.sources.multiearth_tiff import parse_name
 
 KIND = "multiearth_tiff"
@@ -189,6 +191,70 @@ def test_the_digest_follows_every_file(tmp_path: Path) -> None:
     assert after.digest != before.digest
 
 
+def one_by_one(infos: list[storage.Info], sensor: str) -> tuple[list[TileRef], set[tuple[str, str, str]]]:
+    """What `scan` does in columns, in plain words: good names only."""
+    wanted = ("VV", "VH") if sensor == "s1" else ("B4", "B3", "B2", "QA60")
+    groups: dict[str, list[tuple[str, storage.Info]]] = {}
+    for info in infos:
+        name = parse_name(info.uri)
+        if name.sensor.lower() == f"sentinel{sensor[1]}":
+            key = f"{sensor}/{place_key(name.lon, name.lat)}/{name.date.isoformat()}"
+            groups.setdefault(key, []).append((name.band.upper(), info))
+    tiles, rejected = [], set()
+    for key, files in sorted(groups.items()):
+        first: dict[str, storage.Info] = {}
+        for band, info in files:
+            if first.setdefault(band, info) != info and band in wanted:
+                rejected.add(("duplicate", info.uri, f"{band} of this place and date is {first[band].uri}"))
+        missing = [b for b in wanted[:3] if b not in first]
+        if missing:
+            rejected.add(("missing_band", files[0][1].uri, f"{key} has {' '.join(first)}, not {' '.join(missing)}"))
+            continue
+        bands = tuple(b for b in wanted if b in first)
+        name, mark = parse_name(first[bands[0]].uri), digest(*(first[b].digest for b in bands))
+        uris = tuple(first[b].uri for b in bands)
+        tiles.append(TileRef(sensor, name.lon, name.lat, name.date, KIND, bands, uris, mark))
+    return tiles, rejected
+
+
+names = st.builds(
+    "{}Sentinel{}_{}_{}_{}_2019_06_{:02}.{}".format,
+    st.sampled_from(["", "a/", "a.b/"]), st.sampled_from("12"),
+    st.sampled_from(["VV", "VH", "B4", "B3", "B2", "QA60", "SR_B8"]),
+    st.sampled_from(["-55.20", "-55.2", "0.00", "-0.004", "-0.01", "0.01"]), st.sampled_from(["-4.39", "4.39"]),
+    st.integers(7, 8), st.sampled_from(["tif", "TIFF"]),
+)  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(names, max_size=60), st.integers(1, 5))
+def test_a_scan_equals_grouping_one_by_one(found: set[str], batch: int) -> None:
+    root = f"memory://{uuid.uuid4().hex}"
+    for name in ("x.txt", *found):
+        put(root, name, name.encode())
+    for sensor in ("s1", "s2"):
+        expected = one_by_one([i for i in storage.list_files(root) if not i.uri.endswith("txt")], sensor)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(multiearth_tiff, "BATCH", batch)
+            seen: list[int] = []
+            tables, rejected = sources.scan(KIND, root, sensor, seen.append)
+            whole = list(tables)
+        assert seen[-1] == len(found) + 1
+        assert all(0 < t.num_rows <= batch and t.schema.equals(multiearth.SCHEMA) for t in whole)
+        refs = [ref for t in whole for ref in from_table(t, TileRef)]
+        assert [key for t in whole for key in t["key"].to_pylist()] == [ref.key for ref in refs]
+        assert (refs, {(r.reason, r.uri, r.detail) for r in rejected}) == expected
+    storage.delete(root)
+
+
+def test_a_tile_that_changed_since_it_was_listed_is_named(tmp_path: Path) -> None:
+    tile = s2(str(tmp_path), QA60=DN[3])
+    sources.unchanged(tile)
+    put(str(tmp_path), storage.name(tile.uris[3]), b"another size")
+    with pytest.raises(SourceChanged, match="2019-06-06"):
+        sources.unchanged(tile)
+
+
 @pytest.mark.parametrize("uri", ["/no/such/folder", "memory://no-such-bucket/x"])
 def test_a_wrong_root_has_a_name(uri: str) -> None:
     with pytest.raises(NotFound, match=r"no-such|no/such"):
@@ -246,6 +312,28 @@ def test_float64_is_cast(root: str) -> None:
     pixels = sources.read_sar(s1(root, vv))
     assert np.isnan(pixels[0, 0, 0])
     np.testing.assert_array_equal(pixels[0, 1:], DB[0, 1:])
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_many_tiles_are_read_in_order_whatever_fails(root: str, tmp_path: Path, where: str) -> None:
+    root = str(tmp_path) if where == "local" else root
+    refs = []
+    for day in range(1, 10):
+        refs.append(s1(root, DB[0] + day, b"torn" if day == 4 else DB[1], f"-55.20_-4.39_2019_06_{day:02}"))
+        refs.append(s2(root, f"-55.20_-4.39_2019_06_{day:02}", B2=DN[day % 4]))
+    storage.delete(refs[10].uris[1])
+    found = list(sources.read_many(iter(refs), ahead=5))
+    assert [ref for ref, _ in found] == refs
+    for i, (ref, pixels) in enumerate(found):
+        if i in (6, 10):
+            assert isinstance(pixels, NotFound if i == 10 else BadInput)
+            assert pixels.uri == ref.uris[1]
+        elif ref.sensor == "s1":
+            np.testing.assert_array_equal(pixels, sources.read_sar(ref))
+        else:
+            assert isinstance(pixels, sources.EO)
+            assert pixels.offset == 0
+            np.testing.assert_array_equal(pixels.bands, sources.read_eo(ref).bands)
 
 
 ALL_BAD = [
