@@ -32,7 +32,7 @@ from sar2eo_dist.pipeline.actors import ScoreActor
 from sar2eo_dist.pipeline.judge import Judge, from_ipc
 from sar2eo_dist.pipeline.manifest import Slice
 from sar2eo_dist.pipeline.members import Members, members, preprocessing
-from sar2eo_dist.pipeline.reference import built
+from sar2eo_dist.pipeline.reference import built, has
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.records import Rejected, TileRef, Unit, digest, schema
 
@@ -46,8 +46,11 @@ def collect(cfg: Config, opts: Options) -> Summary:
     if opts.reselect:
         return reselect(cfg, opts)
     found = members(cfg.cca)
+    if not found.mark and cfg.cca.profile == "recommended":
+        print("collect: no cca.reference, so no Frechet stage: stages 1 and 2 alone decide", flush=True)
     slices, rejected = manifest.list_archive(cfg, keep=not opts.dry_run)
-    fingerprint = cfg.fingerprint(STAGE)
+    # what a scene's numbers are declared to be changes what is read from it
+    fingerprint = digest(cfg.fingerprint(STAGE), cfg.data.units, cfg.data.quantity)
     plan = {u.id: (u, s) for s in slices if (u := Unit(STAGE, s.key, fingerprint, s.inputs))}
     units = [u for u, _ in plan.values()]
     summary = _run(cfg, opts, STAGE, plan, found)
@@ -110,8 +113,8 @@ def _own(cfg: Config, found: Members) -> npt.NDArray[np.float64]:
     """Distances of the cloud set's own images, where the rule is made of them."""
     if not found.mark or cfg.cca.rule != "reference":
         return selection.NONE
-    if found.items:
-        cluster.start(cfg)  # for a set that is not built yet
+    if not has(cfg, found):
+        cluster.start(cfg)
     return Reference.from_bytes(storage.read_bytes(built(cfg, found))).own
 
 

@@ -121,7 +121,12 @@ def list_archive(cfg: Config, keep: bool = True) -> tuple[list[Slice], list[Reje
                 )
             with Meter(f"listing {sensor}", None, "objects") as meter:
                 found, bad = sources.scan(
-                    cfg.data.kind, storage.absolute(root), sensor, lambda n: meter.advance(n - meter.count)
+                    cfg.data.kind,
+                    storage.absolute(root),
+                    sensor,
+                    lambda n: meter.advance(n - meter.count),
+                    cfg.data.units,
+                    cfg.data.quantity,
                 )
                 yield from found
                 rejected.extend(sorted(bad, key=lambda r: (r.uri, r.detail)))

@@ -91,10 +91,16 @@ def built(cfg: Config, found: Members) -> str:
     if not found.mark:
         return ""
     unit, ledger = unit_of(cfg.cca, found), Ledger(cfg.run.out)
-    if unit.id not in ledger.done(STAGE) or ledger.audit([unit], rehash=False):
+    if not has(cfg, found):
         ledger.forget([unit])
         ledger.commit(build(cfg, unit, found))
     return storage.absolute(storage.join(cfg.run.out, ledger.entry(unit).outputs[0].path))
+
+
+def has(cfg: Config, found: Members) -> bool:
+    """Whether the run folder has this set, whole."""
+    unit, ledger = unit_of(cfg.cca, found), Ledger(cfg.run.out)
+    return unit.id in ledger.done(STAGE) and not ledger.audit([unit], rehash=False)
 
 
 def build(cfg: Config, unit: Unit, found: Members, attempt: int = 1) -> Entry:

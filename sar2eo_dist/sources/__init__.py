@@ -56,12 +56,12 @@ def _reader(kind: str) -> ModuleType:
     return _READERS[kind]
 
 
-def scan(kind: str, root: str, sensor: str, seen: Seen | None = None) -> Scan:
+def scan(kind: str, root: str, sensor: str, seen: Seen | None = None, units: str = "", quantity: str = "") -> Scan:
     """Every acquisition of one sensor below `root` as tables of columns, and what could not become one.
 
     kind: "multiearth_tiff" or "scenes" (root is a folder, searched recursively) or "multiearth_netcdf" (a file), any
     fsspec URI; sensor: "s1" or "s2"; what belongs to other sensors is passed over in silence; seen: told the number of
-    objects (of NetCDF: rows) listed so far, about once a page.
+    objects (of NetCDF: rows) listed so far, about once a page; units, quantity: of S1 scenes whose tags do not say.
 
     Returns (tables, rejected). The tables have `multiearth.SCHEMA`: `key`, then the fields of TileRef; at most BATCH rows
     each. MultiEarth's are in order of key over all tables, no key twice; all is listed before this returns, as numbers
@@ -73,7 +73,8 @@ def scan(kind: str, root: str, sensor: str, seen: Seen | None = None) -> Scan:
     """
     if kind == folder_pair.KIND:
         raise ConfigError(f"data.kind {kind!r} holds ready pairs, there is nothing to collect: run jobs/shard.py")
-    found: Scan = _reader(kind).scan(root, sensor, seen or (lambda _: None))
+    declared = {"units": units, "quantity": quantity} if kind == scene_tiles.KIND else {}
+    found: Scan = _reader(kind).scan(root, sensor, seen or (lambda _: None), **declared)
     return found
 
 

@@ -15,23 +15,14 @@ from sar2eo_dist.records import Rejected, TileRef, from_table
 from sar2eo_dist.sources import multiearth, scene_tiles
 
 KIND = "scenes"
-
 CRS = "EPSG:32721"
-
 ROW, COL = -949_780, 40_170  # of the first pixel, from the CRS's origin; tiles begin 20 rows and 22 columns further
-
 H, W = 300, 540
-
 RNG = np.random.default_rng(3)
-
 DN = RNG.integers(1200, 3000, (3, H, W)).astype(np.uint16)  # B4, B3, B2
-
 DB = np.stack([RNG.normal(-9, 2, (H, W)), RNG.normal(-15, 2, (H, W))]).astype(np.float32)
-
 SCL = RNG.integers(1, 12, (H // 2, W // 2)).astype(np.uint8)
-
 S2_NAME, S1_NAME = "S2A_MSIL2A_20190606T140059_N0212_R067_T21MXT", "S1A_IW_GRDH_1SDV_20190608T091543"
-
 S1_TAGS = {
     "SAR2EO_UNITS": "db",
     "SAR2EO_QUANTITY": "sigma0",
@@ -39,9 +30,7 @@ S1_TAGS = {
     "PLATFORM": "S1A",
     "DATE": "2019-06-08",
 }
-
 CORNERS = [(20, 22), (20, 278)]
-
 PLAIN: dict[str, Any] = {"driver": "GTiff", "blocksize": None, "overviews": None}
 
 
