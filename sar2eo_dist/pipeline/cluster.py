@@ -18,8 +18,8 @@ from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.sections import Resources
 
-#: pixels wait between stages in blocks of about this size, so that memory in flight stays bounded
-BLOCK_BYTES = 16 << 20
+#: pixels wait between stages in blocks of about this size: larger ones cost less to pass on, and more memory in flight
+BLOCK_BYTES = 48 << 20
 #: no row for so long means a deadlock or a dead cluster: fail with Ray's own words rather than hang
 NO_PROGRESS_S = 900
 

@@ -30,6 +30,7 @@ from sar2eo_dist.pipeline.judge import Judge, from_ipc, to_ipc
 from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.records import Calibration, Rejected, Verdict, place_key, schema, to_table
 
+pytestmark = pytest.mark.timeout(900)
 mpl.use("Agg")
 TILES, DISTINCT = 20_000, 200
 OUT = Path(os.environ.get("SAR2EO_BENCH_OUT", "runs/bench"))
@@ -95,7 +96,7 @@ class Watch(threading.Thread):
             for child in me.children(recursive=True):
                 try:
                     if child.name().startswith("ray::") or child.name().startswith("python"):
-                        info = child.memory_full_info()
+                        info = child.memory_info()
                         workers.append((info.rss - info.shared) / 1e6)
                 except psutil.Error:
                     continue

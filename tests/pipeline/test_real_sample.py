@@ -44,7 +44,7 @@ def test_tiff_and_netcdf_give_identical_verdicts(ray_session: None, samples: Pat
         summary = collect(cfg, Options())
         assert (summary.counts["S1 tiles"], summary.counts["S2 tiles"]) == (4, 8)
         rows = read(cfg, summary.outputs["verdicts"], Verdict)
-        pointers = {"kind", "uris", "rows", "digest", "bands"}
+        pointers = {"kind", "uris", "rows", "digest", "bands", "unit"}
         found.append([[str(getattr(v, f)) for f in Verdict.__slots__ if f not in pointers] for v in rows])
     assert found[0] == found[1]
 
