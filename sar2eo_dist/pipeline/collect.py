@@ -13,7 +13,8 @@ import dataclasses
 import io
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,12 +178,21 @@ def _stream(
             **options,
             **cluster.ACTORS,
         )
-    units = {u.id: u for u, _ in todo}
+    yield from gather(cfg, packs.iter_rows(), {u.id: u for u, _ in todo}, folder, attempt)
+
+
+def gather(
+    cfg: Config, rows: Iterable[dict[str, Any]], units: dict[str, Unit], folder: str, attempt: int
+) -> Iterator[Entry | Failure]:
+    """Packs in any order -> a unit's verdicts in order, published once its last pack is in.
+
+    Raises ConfigError where a worker met one: every unit would.
+    """
     started: dict[str, float] = {}
     gathered: dict[str, dict[int, pa.Table]] = defaultdict(dict)
     lengths: dict[str, int] = {}
     sizes: dict[str, int] = defaultdict(int)
-    for row in packs.iter_rows():
+    for row in rows:
         uid = row["unit"]
         if row["error"].startswith(FATAL):
             raise ConfigError(row["error"].removeprefix(FATAL))

@@ -88,10 +88,16 @@ def _measured(v: Verdict) -> str:
         "all_nodata": ("valid", v.valid_fraction, percent),
         "alpha": ("DN", v.max_dn, number),
         "brightness": ("V", v.brightness, number),
+        "partial": ("valid", v.valid_fraction, percent),
+        "night": ("light DN", v.light, number),
+        "white": ("white", v.white_fraction, percent),
+        "haze": ("haze DN", v.haze, number),
         "frechet": ("score", v.score, number),
         KEPT: ("score", v.score, number),
     }
     label, value, say = deciding.get(v.reason, ("", math.nan, number))
+    if v.reason == KEPT and not known(value):
+        label, value = "haze DN", v.haze
     return f"{label} {say(value)}" if known(value) else ""
 
 
@@ -99,7 +105,12 @@ def _limit(run: Run, reason: str) -> str:
     """What that number had to pass, where config or calibration tell it."""
     if reason == "frechet":
         return f"threshold {number(run.calibration.threshold)}" if run.calibration else ""
-    name, label = {"alpha": ("alpha", "limit DN"), "brightness": ("brightness_min", "limit V")}.get(reason, ("", ""))
+    limits = {
+        "alpha": ("alpha", "limit DN"), "brightness": ("brightness_min", "limit V"), "night": ("light_min", "limit DN"),
+        "white": ("white_max_fraction", "limit share"), "partial": ("valid_min_fraction", "limit share"),
+        "haze": ("haze_max", "limit DN"),
+    }  # fmt: skip
+    name, label = limits.get(reason, ("", ""))
     value = as_number(run.setting(f"cca.{name}"))
     return f"{label} {number(value)}" if value is not None else ""
 

@@ -180,6 +180,17 @@ def scores(run: Run) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], st
     return np.asarray(table["score"].to_numpy(), np.float64), kept, ", ".join(names)
 
 
+def haze(run: Run) -> tuple[float, float] | None:
+    """(median, 90 % quantile) of the haze index of the kept optical tiles, DN; None where there is none."""
+    if run.verdicts is None:
+        return None
+    table = run.verdicts.filter(pc.and_(pc.equal(run.verdicts["reason"], KEPT), pc.is_finite(run.verdicts["haze"])))
+    if not len(table):
+        return None
+    low, high = np.quantile(table["haze"].to_numpy(), (0.5, 0.9))
+    return float(low), float(high)
+
+
 def days(run: Run) -> dict[str, Counter[int]]:
     """split -> day difference -> pairs."""
     out: dict[str, Counter[int]] = {}

@@ -93,6 +93,7 @@ class Run:
 _COLUMNS: dict[str, dict[str, str]] = {
     "collect/verdicts.parquet": {
         "key": "string", "sensor": "string", "reason": "string", "score": "float64", "score_name": "string",
+        "haze": "float64",
     },
     "collect/rejected.parquet": {"sensor": "string", "uri": "string", "reason": "string", "detail": "string"},
     "collect/pairs.parquet": {"days": "int64", "split": "string"},

@@ -116,6 +116,7 @@ def _context(run: Run) -> dict[str, Any]:
         "scored_kept": int(kept.sum()),
         "beyond": beyond,
         "calibration": run.calibration,
+        "haze": facts.haze(run),
         "gaps": gaps,
         "gap_plot": Markup(plots.day_bars(gaps)) if gaps else "",  # noqa: S704
         "gap_stats": _gap_stats(gaps),
