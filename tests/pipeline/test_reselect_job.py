@@ -61,7 +61,7 @@ def test_a_looser_choice_scores_only_what_has_no_score_and_equals_a_run_of_its_o
     fresh = moved(main_job, tmp_path / "b", **looser)
     other = collect(fresh, Options())
     assert not Ledger(fresh.run.out).done("score")
-    assert {k: v for k, v in other.counts.items()} == summary.counts
+    assert other.counts == summary.counts
     for mine, theirs in zip(verdicts(again), verdicts(fresh), strict=True):
         for name in Verdict.__slots__:
             assert str(getattr(mine, name)) == str(getattr(theirs, name)), (mine.key, name)
