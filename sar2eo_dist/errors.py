@@ -77,5 +77,9 @@ class ReferenceSetError(Sar2EoError):
     """A Frechet reference set is too small, or was made by another extractor."""
 
 
+class KeptOutOfBounds(Sar2EoError):
+    """Stage 3 keeps a smaller or larger share of the tiles than the config allows: no pair may be used."""
+
+
 class TooManyFailures(Sar2EoError):
     """More units failed than `run.tolerance` allows; the message names the first of them."""

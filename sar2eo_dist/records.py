@@ -114,7 +114,8 @@ class Verdict:
     alpha_fraction   share of pixels with any of B4, B3, B2 >= alpha, 0..1
     brightness       mean V of HSV of the stretched 8-bit image, 0..255
     dark_fraction    share of dark pixels as the paper counts them, 0..1
-    dark_released    the same as the authors' script counts them
+    dark_released    the same as the authors' script counts them, on DN as the product has them
+    brightness_released    brightness of DN as the product has them: the script knows no offsets
     qa60_any         share of pixels with any QA60 value > 0: the script's rule
     contrast         smallest (max - min) of a band, DN; 0 = a constant band
     light            DN that the brightest band of nine tenths of the pixels reaches (cca/cloud.py)
@@ -151,6 +152,7 @@ class Verdict:
     brightness: float = float("nan")
     dark_fraction: float = float("nan")
     dark_released: float = float("nan")
+    brightness_released: float = float("nan")
     qa60_any: float = float("nan")
     contrast: float = float("nan")
     light: float = float("nan")
@@ -175,8 +177,8 @@ class Calibration:
     score_name, rule ("range", "literal", "quantile", "otsu" or "none"), beta; low and high: the ends of the range of
     scores that the rule used; threshold: scores strictly below it are dropped; count: scores that entered;
     reference: `scored_by` of these scores; version: 1, 2, ... within a run folder, 0 = not frozen; kept: share of the
-    scores that it kept; quantiles: 101 of the scores, 0 to 100 %, which later scores are compared with; units: ids of
-    the units whose scores entered.
+    scores that it kept; quantiles: 101 of the scores, 0 to 100 %, which later scores are compared with; survivors: digest
+    of the stages 1 and 2 whose survivors' scores entered.
     """
 
     score_name: str
@@ -190,7 +192,7 @@ class Calibration:
     version: int = 0
     kept: float = float("nan")
     quantiles: tuple[float, ...] = ()
-    units: tuple[str, ...] = ()
+    survivors: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class Measurements:
     brightness: float
     dark_fraction: float
     dark_released: float
+    brightness_released: float
     light: float
     white_fraction: float
     haze: float
@@ -106,8 +107,9 @@ def measure(
     if qa60 is not None and qa60.shape != bands.shape[1:]:
         raise BadInput("wrong_shape", "(array)", f"QA60 {qa60.shape} beside bands of {bands.shape[1:]}")
     flagged, valued = qa.fractions(qa60)
-    bands = exposure.harmonise(bands, offset)
+    raw, bands = bands, exposure.harmonise(bands, offset)
     seen, sky = exposure.expose(bands, cfg.alpha), cloud.look(bands, cfg)
+    script = exposure.expose(raw, cfg.alpha) if offset else seen  # no data is 0 in both, so the stretch is not the same
     size = bands[0].size
     return Measurements(
         valid_fraction=seen.valid / size,
@@ -119,7 +121,8 @@ def measure(
         contrast=float(seen.contrast),
         brightness=seen.bright / size,
         dark_fraction=seen.dark / size,
-        dark_released=seen.dark_released / size,
+        dark_released=script.dark_released / size,
+        brightness_released=script.bright / size,
         light=sky.light,
         white_fraction=sky.white / max(1, seen.valid),
         haze=sky.haze,
@@ -166,7 +169,7 @@ def _rules(m: Mapping[str, Any], cfg: Thresholds) -> Iterator[tuple[str, Any]]:
         yield "alpha", m["alpha_fraction"] > cfg.alpha_max_fraction
     else:  # the script knows no offsets
         yield "alpha", (m["max_dn"] + m["offset"] if released else m["max_dn"]) >= cfg.alpha
-    yield "brightness", m["brightness"] < cfg.brightness_min
+    yield "brightness", m["brightness_released" if released else "brightness"] < cfg.brightness_min
     # the script compares counts, count > size * 0.3: the same, since both products and quotients round to 0.3 there
     yield "dark", m["dark_released" if released else "dark_fraction"] > cfg.dark_max_fraction
     yield "partial", m["valid_fraction"] < cfg.valid_min_fraction

@@ -1,26 +1,38 @@
 """Stage 3's threshold as a record that lasts: frozen, versioned, reused by increments, with the drift of new scores.
 
-`collect/calibrations/NNNN.json` are all versions of a run folder, `collect/calibration.json` is the one in force. A
-version is made where there is none yet for these scores and this rule; later tiles are judged by it, not it by them.
+`collect/calibrations/NNNN.json` are all versions of a run folder, each with the tiles that it was made of (`.parquet`, 32 bits
+of their digests), `collect/calibration.json` is the one in force. A version is made where there is none yet for these scores,
+survivors and rule; later tiles are judged by it, not it by them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sar2eo_dist import storage
 from sar2eo_dist.cca.threshold import calibrate, decide
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import ConfigError, NotFound, Sar2EoError
-from sar2eo_dist.records import Calibration
+from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, NotFound
+from sar2eo_dist.records import Calibration, digest
 from sar2eo_dist.report.text import histogram, number
+from sar2eo_dist.sources.ranged import ranged
 
 CURRENT = "collect/calibration.json"
+FOLDER = "collect/calibrations"
+#: the keys of `cca` that decide stages 1 and 2
+SCREEN = {
+    "profile", "qa60_max_fraction", "alpha", "alpha_max_fraction", "brightness_min", "dark_max_fraction", "light_min",
+    "valid_min_fraction", "white_max_fraction", "haze_max",
+}  # fmt: skip
 ENOUGH = 100  # new scores; fewer tell nothing of a distribution
 
 F64 = npt.NDArray[np.float64]
@@ -55,45 +67,69 @@ class Drift:
 def settle(
     cfg: Config,
     scores: F64,
-    units: npt.NDArray[np.object_],
+    digests: Callable[[], list[str]],
     name: str,
     mark: str,
     own: F64,
     whole: bool,
     anew: bool,
 ) -> tuple[Calibration, Drift | None]:
-    """The calibration in force for (N,) scores of the units (N,), made and published now where there is none; and the
-    drift of scores that did not enter it.
+    """The calibration in force for (N,) scores, made and published now where there is none; and the drift of scores that
+    did not enter it.
 
-    mark: `Verdict.scored_by` of all of them; own: distances of the cloud set's images (rule "reference"); whole: False
-    for a part of the plan, whose calibration is not frozen; anew: make one whatever there is. Raises ConfigError where
-    `cca.calibration` names one of other scores.
+    digests: of their N tiles, asked for where they are wanted; mark: `Verdict.scored_by` of all of them; own: distances of
+    the cloud set's images (rule "reference"); whole: False for a part of the plan, whose calibration is not frozen; anew:
+    make one whatever there is. Raises ConfigError where `cca.calibration` names one of other scores.
     """
-    made, off = foresee(cfg, scores, units, name, mark, own, anew)
-    if not made.version and whole:
-        made = dataclasses.replace(made, version=_versions(cfg) + 1)
-        storage.put(storage.join(cfg.run.out, f"collect/calibrations/{made.version:04d}.json"), to_json(made))
+    made = foresee(cfg, scores, name, mark, own, anew)
     storage.put(storage.join(cfg.run.out, CURRENT), to_json(made))
-    return made, off
+    if made.version or cfg.cca.calibration:
+        new = scores if cfg.cca.calibration else scores[~_entered(cfg, made, _short(digests()))]
+        return made, drift(new, made) if new.size and made.quantiles else None
+    if whole:
+        made = dataclasses.replace(made, version=max(_versions(cfg), default=0) + 1)
+        corpus = pa.table({"tile": np.unique(_short(digests()))})
+        sink = pa.BufferOutputStream()
+        pq.write_table(corpus, sink, compression="zstd")
+        storage.put(_version(cfg, made.version, "parquet"), sink.getvalue().to_pybytes())
+        storage.put(_version(cfg, made.version, "json"), to_json(made))
+        storage.put(storage.join(cfg.run.out, CURRENT), to_json(made))
+    return made, None
 
 
-def foresee(
-    cfg: Config, scores: F64, units: npt.NDArray[np.object_], name: str, mark: str, own: F64, anew: bool = False
-) -> tuple[Calibration, Drift | None]:
-    """As `settle`, but nothing is written: one that would be made has version 0."""
-    found = _given(cfg, name, mark) if cfg.cca.calibration else None if anew else _current(cfg, name, mark)
-    if found:
-        new = scores[~np.isin(units, list(found.units))]
-        return found, drift(new, found) if new.size else None
+def foresee(cfg: Config, scores: F64, name: str, mark: str, own: F64, anew: bool = False) -> Calibration:
+    """The calibration that `settle` would use, nothing written: one that would be made has version 0."""
+    if cfg.cca.calibration:
+        return _given(cfg, name, mark)
+    if not anew and (found := _frozen(cfg, name, mark)):
+        return found
     made = calibrate(scores, name, cfg.cca.rule, cfg.cca.beta, mark, own)
     finite = scores[np.isfinite(scores)]
-    made = dataclasses.replace(
+    return dataclasses.replace(
         made,
         kept=float(decide(scores, made).mean()),
         quantiles=tuple(float(q) for q in np.quantile(finite, np.linspace(0, 1, 101))) if finite.size else (),
-        units=tuple(sorted(set(units.tolist()))),
+        survivors=_survivors(cfg),
     )
-    return made, None
+
+
+def _short(digests: list[str]) -> npt.NDArray[np.uint32]:
+    """32 bits of each: among millions, one new tile in a thousand is taken for an old one, which no drift hangs on."""
+    return np.fromiter((zlib.crc32(d.encode()) for d in digests), np.uint32, len(digests))
+
+
+def _entered(cfg: Config, made: Calibration, tiles: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Which of (N,) tiles are among those that a calibration of this run folder was made of."""
+    with ranged(_version(cfg, made.version, "parquet")) as f:
+        corpus = pq.read_table(f)["tile"].to_numpy()
+    at = np.minimum(np.searchsorted(corpus, tiles), len(corpus) - 1)
+    known: npt.NDArray[np.bool_] = corpus[at] == tiles
+    return known
+
+
+def _survivors(cfg: Config) -> str:
+    """Digest of stages 1 and 2: other survivors are another corpus."""
+    return digest(cfg.fingerprint("collect"), cfg.cca.model_dump(mode="json", include=SCREEN))
 
 
 def drift(new: F64, calibration: Calibration) -> Drift:
@@ -122,14 +158,14 @@ def _distribution(quantiles: F64, at: F64, side: str) -> F64:
 
 
 def guard(cfg: Config, scores: F64, calibration: Calibration) -> None:
-    """Raise Sar2EoError, with the histogram, where the kept share of (N,) scores is outside the configured bounds."""
+    """Raise KeptOutOfBounds, with the histogram, where the kept share of (N,) scores is outside the configured bounds."""
     kept = float(decide(scores, calibration).mean())
     if cfg.cca.min_kept <= kept <= cfg.cca.max_kept:
         return
     bound, side = (cfg.cca.min_kept, "less") if kept < cfg.cca.min_kept else (cfg.cca.max_kept, "more")
     which = "min_kept" if side == "less" else "max_kept"
     low, high = number(calibration.low), number(calibration.high)
-    raise Sar2EoError(
+    raise KeptOutOfBounds(
         f"{round(kept * scores.size):,} of {scores.size:,} scored tiles ({kept:.2%}) are kept, {side} than cca.{which} "
         f"{bound:g} allows: no pair is published as usable. Threshold {number(calibration.threshold)} (rule "
         f"{calibration.rule}, beta {calibration.beta:g}, from {low} to {high}):\n"
@@ -154,8 +190,7 @@ def from_json(data: bytes, uri: str) -> Calibration:
     """Raises ConfigError where it is none."""
     try:
         tree = json.loads(data)
-        for name in ("quantiles", "units"):
-            tree[name] = tuple(tree[name])
+        tree["quantiles"] = tuple(tree["quantiles"])
         return Calibration(**tree)
     except (ValueError, TypeError, KeyError) as e:
         raise ConfigError(f"no calibration ({type(e).__name__}: {e}): {uri}") from e
@@ -172,20 +207,25 @@ def _given(cfg: Config, name: str, mark: str) -> Calibration:
     return found
 
 
-def _current(cfg: Config, name: str, mark: str) -> Calibration | None:
-    """The frozen calibration of this run folder, where it is of these scores and this rule."""
-    uri = storage.join(cfg.run.out, CURRENT)
-    try:
+def _frozen(cfg: Config, name: str, mark: str) -> Calibration | None:
+    """The newest version of this run folder that is of these scores, survivors and rule."""
+    wanted = (name, mark, cfg.cca.rule, cfg.cca.beta, _survivors(cfg))
+    for version in sorted(_versions(cfg), reverse=True):
+        uri = _version(cfg, version, "json")
         found = from_json(storage.read_bytes(uri), uri)
-    except (NotFound, ConfigError):
-        return None
-    same = (found.score_name, found.reference, found.rule, found.beta) == (name, mark, cfg.cca.rule, cfg.cca.beta)
-    return found if found.version and same else None
+        if (found.score_name, found.reference, found.rule, found.beta, found.survivors) == wanted:
+            return found
+    return None
 
 
-def _versions(cfg: Config) -> int:
+def _versions(cfg: Config) -> list[int]:
     try:
-        listed = storage.list_files(storage.join(cfg.run.out, "collect/calibrations"))
+        listed = storage.list_files(storage.join(cfg.run.out, FOLDER))
     except NotFound:
-        return 0
-    return max((int(storage.name(i.uri)[:-5]) for i in listed if storage.name(i.uri)[:-5].isdigit()), default=0)
+        return []
+    names = [storage.name(i.uri) for i in listed]
+    return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
+
+
+def _version(cfg: Config, version: int, ending: str) -> str:
+    return storage.join(cfg.run.out, FOLDER, f"{version:04d}.{ending}")

@@ -28,6 +28,16 @@ TASKS: dict[str, Any] = {"max_retries": 2}
 ACTORS: dict[str, Any] = {"max_restarts": 2, "max_task_retries": 2}
 
 
+def one_blas_thread(threads: int) -> dict[str, Any]:
+    """Remote arguments of an actor whose numpy must not depend on the CPUs that Ray gives it.
+
+    Ray sets OMP_NUM_THREADS to them where they are 2 or more, and sums then differ in their last bits; torch's threads
+    are set by `actors.exact` in any case.
+    """
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {"runtime_env": {"env_vars": dict.fromkeys(names, "1")}} if threads > 1 else {}
+
+
 def start(cfg: Config) -> None:
     """Join or start Ray once a process. Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it."""
     if not ray.is_initialized():
@@ -107,8 +117,10 @@ def feed(resources: Resources, threads: int, units: int, nodes: Sequence[tuple[f
     arithmetic.
     """
     places = [c for c, _ in nodes if c > 0]
+    if not places:
+        raise ConfigError(f"the cluster's {len(nodes)} node(s) have no CPU for tasks: add workers, then run this again")
     cpus, smallest = sum(places), min(places)
-    gpus = 0.0 if resources.gpu == "never" or not network else sum(g for _, g in nodes)
+    gpus = 0.0 if resources.gpu == "never" or not network else sum(g for c, g in nodes if c > 0)
     light = gpus >= 1 or not network
     on_node = [max(1, int(c // threads)) for c in places]
     wanted = resources.extractors or (int(gpus) if gpus >= 1 else len(places) if light else sum(on_node))
@@ -122,6 +134,11 @@ def feed(resources: Resources, threads: int, units: int, nodes: Sequence[tuple[f
         each = min(threads, *(c / (k + 0.5) for c, k in zip(places, on_node, strict=True)))
         reader = min(1.0, each / 2)
     free = cpus - n * each
+    if not light and sum(int(c / each + 1e-9) for c in places) < n:
+        raise ConfigError(
+            f"{n} extractors of {each:g} CPUs each do not fit on nodes of {', '.join(f'{c:g}' for c in places)} CPUs: the "
+            f"job would wait for ever. Lower cca.threads or resources.extractors, or add CPUs."
+        )
     readers = resources.readers or max(1, int(cpus) if light else math.ceil(cpus / 8))
     if free < reader - 1e-9:
         raise ConfigError(

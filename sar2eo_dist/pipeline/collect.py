@@ -28,16 +28,16 @@ from sar2eo_dist.cca.frechet import Reference
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.pipeline import cluster, manifest, selection
+from sar2eo_dist.pipeline import archive, cluster, manifest, selection
 from sar2eo_dist.pipeline.actors import ScoreActor
 from sar2eo_dist.pipeline.judge import Judge, from_ipc
 from sar2eo_dist.pipeline.manifest import Slice
 from sar2eo_dist.pipeline.members import Members, members, preprocessing
 from sar2eo_dist.pipeline.reference import built, has
-from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
+from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
 from sar2eo_dist.records import Rejected, TileRef, Unit, digest, schema
 
-STAGE, SCORE = "collect", "score"
+STAGE = "collect"
 WORTH = 256  # tiles that are worth another extractor: loading one takes as long
 FATAL = "ConfigError: "  # a failure that every unit would meet
 
@@ -50,8 +50,7 @@ def collect(cfg: Config, opts: Options) -> Summary:
     if not found.mark and cfg.cca.profile == "recommended":
         print("collect: no cca.reference, so no Frechet stage: stages 1 and 2 alone decide", flush=True)
     slices, rejected = manifest.list_archive(cfg, keep=not opts.dry_run)
-    # what a scene's numbers are declared to be changes what is read from it
-    fingerprint = digest(cfg.fingerprint(STAGE), cfg.data.units, cfg.data.quantity)
+    fingerprint = _measured_as(cfg)
     plan = {u.id: (u, s) for s in slices if (u := Unit(STAGE, s.key, fingerprint, s.inputs))}
     units = [u for u, _ in plan.values()]
     summary = _run(cfg, opts, STAGE, plan, found)
@@ -60,25 +59,38 @@ def collect(cfg: Config, opts: Options) -> Summary:
     bad_units = {q["unit"] for q in summary.quarantined}
     finished = [u for u in units[: summary.planned] if u.id not in bad_units]
     paths = [e.outputs[0].path for e in Ledger(cfg.run.out).entries(finished)]
-    table, twice = selection.archive(cfg, paths)
-    return _settle(cfg, opts, summary, table, [*rejected, *twice], found)
+    table, twice = archive.merge(cfg, paths)
+    about = {
+        "fingerprint": fingerprint, "whole": not opts.limit and not summary.quarantined,
+        "summary": dataclasses.asdict(summary),
+    }  # fmt: skip
+    return _settle(cfg, opts, about, table, [*rejected, *twice], found)
 
 
 def reselect(cfg: Config, opts: Options) -> Summary:
     """Choose again from the stored archive: no listing, and no image read but of tiles that have no score yet."""
     begin = time.monotonic()
-    before = read_summary(cfg, STAGE)
+    about = archive.about(cfg)
+    if about["fingerprint"] != _measured_as(cfg):
+        raise ConfigError(
+            "the archive was measured with other settings (cca.alpha, cca.level, cca.white_dn, cca.white_blue, "
+            "cca.white_spread, data.units, data.quantity): run jobs/collect.py without --reselect, which measures again"
+        )
     found = members(cfg.cca)
+    if opts.dry_run and cfg.cca.rule == "reference" and found.mark and not has(cfg, found):
+        raise ConfigError("the cloud set is not built yet: run jobs/reference.py with this config first")
     change = selection.preview(cfg, scored_by(cfg, found), _own(cfg, found))
     print(change.text(), flush=True)
-    old = Summary(**{f.name: before[f.name] for f in dataclasses.fields(Summary) if f.name in before})
     if opts.dry_run:
-        return dataclasses.replace(
-            old, status="planned", planned=change.gaps, resumed=0, seconds=time.monotonic() - begin
-        )
-    table, rejected = selection.stored(cfg)
-    summary = _settle(cfg, opts, old, table, rejected, found)
+        return Summary(STAGE, "planned", planned=change.gaps, seconds=time.monotonic() - begin)
+    table, rejected = archive.stored(cfg)
+    summary = _settle(cfg, opts, about, table, rejected, found)
     return write_summary(cfg, dataclasses.replace(summary, seconds=time.monotonic() - begin))
+
+
+def _measured_as(cfg: Config) -> str:
+    """Digest of the config that decides what is measured; what a scene's numbers are declared to be is part of it."""
+    return digest(cfg.fingerprint(STAGE), cfg.data.units, cfg.data.quantity)
 
 
 def scored_by(cfg: Config, found: Members) -> str:
@@ -89,24 +101,28 @@ def scored_by(cfg: Config, found: Members) -> str:
 
 
 def _settle(
-    cfg: Config, opts: Options, summary: Summary, table: pa.Table, rejected: Sequence[Rejected], found: Members
+    cfg: Config, opts: Options, about: dict[str, Any], table: pa.Table, rejected: Sequence[Rejected], found: Members
 ) -> Summary:
     """From an archive's verdicts to its selection: score what has no score yet, calibrate, select, pair, publish."""
-    mark = scored_by(cfg, found)
-    table = selection.with_scores(cfg, table, mark)
+    mark, summary = scored_by(cfg, found), Summary(**about["summary"])
+    table = archive.with_scores(cfg, table, mark)
     gaps = selection.gaps(table, cfg.cca, mark)
+    if (
+        gaps.any() and opts.reselect
+    ):  # the archive shows one score a tile: those of this cloud set may lie in the slices
+        table = archive.with_scores(cfg, table, mark, inline=True)
+        gaps = selection.gaps(table, cfg.cca, mark)
     if gaps.any():
         scores = _rescore(cfg, opts, table, gaps, found)
-        table = selection.with_scores(cfg, table, mark)
+        table = archive.with_scores(cfg, table, mark)
         summary = dataclasses.replace(
             summary, quarantined=[*summary.quarantined, *scores.quarantined], bytes_in=summary.bytes_in + scores.bytes_in,
             unit_seconds=summary.unit_seconds + scores.unit_seconds,
             status="partial" if scores.quarantined else summary.status,
         )  # fmt: skip
-    whole = not opts.limit and not summary.quarantined
-    outputs, counts = selection.publish(
-        cfg, table, rejected, mark, whole, opts.recalibrate or opts.fresh, _own(cfg, found)
-    )
+    anew = opts.recalibrate or opts.fresh
+    facts = about | {"whole": about["whole"] and not summary.quarantined}
+    outputs, counts = selection.publish(cfg, table, rejected, facts, mark, anew, _own(cfg, found))
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
 
 
@@ -128,8 +144,8 @@ def _rescore(cfg: Config, opts: Options, table: pa.Table, gaps: npt.NDArray[np.b
     print(
         f"{STAGE}: {len(refs):,} tiles pass stages 1 and 2 without a score of this cloud set: scoring them", flush=True
     )
-    plan = {u.id: (u, s) for s in slices if (u := Unit(SCORE, s.key, mark, s.inputs))}
-    return _run(cfg, dataclasses.replace(opts, dry_run=False, limit=0), SCORE, plan, found)
+    plan = {u.id: (u, s) for s in slices if (u := Unit(archive.SCORE, s.key, mark, s.inputs))}
+    return _run(cfg, dataclasses.replace(opts, dry_run=False, limit=0), archive.SCORE, plan, found)
 
 
 def _run(cfg: Config, opts: Options, stage: str, plan: dict[str, tuple[Unit, Slice]], found: Members) -> Summary:
@@ -177,6 +193,7 @@ def _stream(
             num_gpus=part.actor_gpus,
             **options,
             **cluster.ACTORS,
+            **cluster.one_blas_thread(cfg.cca.threads),
         )
     yield from gather(cfg, packs.iter_rows(), {u.id: u for u, _ in todo}, folder, attempt)
 

@@ -7,6 +7,7 @@ Exit codes: 0 done (`summary.json` says whether complete or partial); 1 failed; 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
+from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, Sar2EoError, TooManyFailures
 from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
@@ -84,7 +85,9 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             try:
                 summary = verb(cfg, opts)
             except BaseException as e:
-                if not opts.dry_run and verb.__name__ in STAGES:
+                # a reselect that fails has published nothing: what was selected before still stands
+                stands = opts.reselect and not isinstance(e, KeptOutOfBounds)
+                if not opts.dry_run and verb.__name__ in STAGES and not stands:
                     failed(cfg, verb.__name__, e)
                 raise
             partial |= summary.status == "partial"
@@ -115,7 +118,9 @@ def failed(cfg: Config, stage: str, e: BaseException) -> None:
     reason = {"unit": "", "key": stage, "reason": f"{type(e).__name__}: {e}"}
     try:
         uri = storage.join(cfg.run.out, stage, "summary.json")
-        if isinstance(e, TooManyFailures) or (isinstance(e, ConfigError) and not storage.exists(uri)):
+        there = storage.exists(uri)
+        told = there and json.loads(storage.read_bytes(uri)).get("status") == "failed"  # with more to tell
+        if (isinstance(e, TooManyFailures) and told) or (isinstance(e, ConfigError) and not there):
             return
         write_summary(
             cfg, Summary(stage, "failed", quarantined=[reason], started=now(), ended=now(), machine=machine())

@@ -209,6 +209,7 @@ def _packs(cfg: Config, items: Sequence[Member], made: bytes = b"") -> Iterator[
         num_cpus=part.cpus,
         num_gpus=part.gpus,
         **cluster.ACTORS,
+        **cluster.one_blas_thread(cfg.cca.threads),
     ).iter_rows():
         if row["error"]:
             raise pickle.loads(row["error"])  # noqa: S301 -- made by this run's own workers

@@ -6,8 +6,8 @@ One function decides (`reasons`), whether verdicts come fresh from the units or 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,72 +21,18 @@ from sar2eo_dist import storage
 from sar2eo_dist.cca import profile
 from sar2eo_dist.cca.threshold import decide
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import NotFound
-from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.pairing.match import match
 from sar2eo_dist.pairing.split import assign
 from sar2eo_dist.pairing.yields import curve
+from sar2eo_dist.pipeline import archive
 from sar2eo_dist.pipeline import calibration as calibrations
-from sar2eo_dist.records import KEPT, S1, S2, Calibration, Rejected, Verdict, from_table, schema, to_table
+from sar2eo_dist.records import KEPT, S1, S2, Calibration, Rejected, to_table
 from sar2eo_dist.sections import CCA
 from sar2eo_dist.sources.ranged import ranged
 
-OUTPUTS = {
-    "verdicts": "collect/verdicts.parquet",
-    "rejected": "collect/rejected.parquet",
-    "pairs": "collect/pairs.parquet",
-    "yield": "collect/yield.parquet",
-}
 Bool = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.object_]
 NONE: npt.NDArray[np.float64] = np.empty(0)
-
-
-def archive(cfg: Config, paths: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
-    """Verdicts of all slices by key, and what was listed twice: scenes overlap, the first of them counts."""
-    with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(lambda p: _read(storage.join(cfg.run.out, p)), paths))
-    table = pa.concat_tables(tables) if tables else schema(Verdict).empty_table()
-    keys = table["key"]
-    if len(table) > 1 and not pc.all(pc.less(keys.slice(0, len(keys) - 1), keys.slice(1))).as_py():
-        order = pc.sort_indices(pa.table({"key": keys, "at": np.arange(len(keys))}),
-                                sort_keys=[("key", "ascending"), ("at", "ascending")])  # fmt: skip
-        table = table.take(order)
-        keys = table["key"]
-    twice = np.concatenate([[False], np.asarray(pc.equal(keys.slice(1), keys.slice(0, max(len(keys) - 1, 0))))])
-    twice = twice[: len(table)].astype(bool)
-    rejected = [
-        Rejected(v["sensor"], v["uris"][0], "duplicate", f"{v['key']} is in another scene of that day too")
-        for v in table.filter(pa.array(twice)).select(["sensor", "uris", "key"]).to_pylist()
-    ]
-    return (table.filter(pa.array(~twice)) if rejected else table), rejected
-
-
-def stored(cfg: Config) -> tuple[pa.Table, list[Rejected]]:
-    """What an earlier collect published."""
-    table = _read(storage.join(cfg.run.out, OUTPUTS["verdicts"]))
-    return table, from_table(_read(storage.join(cfg.run.out, OUTPUTS["rejected"])), Rejected)
-
-
-def with_scores(cfg: Config, table: pa.Table, mark: str) -> pa.Table:
-    """The table with the scores that later units (`collect.rescore`) gave under this mark."""
-    done = Ledger(cfg.run.out).done("score") if mark else set()
-    try:
-        listed = storage.list_files(storage.join(cfg.run.out, f"collect/scores/{mark[:12]}")) if done else []
-    except NotFound:
-        listed = []
-    uris = [i.uri for i in listed if storage.name(i.uri).removesuffix(".parquet") in done]
-    if not uris:
-        return table
-    with ThreadPoolExecutor(16) as pool:
-        new = pa.concat_tables(pool.map(lambda u: _read(u, ["key", "score", "score_name", "scored_by"]), uris))
-    new = new.filter(pc.equal(new["scored_by"], mark))
-    at = pc.index_in(table["key"], value_set=pa.array(new["key"].to_pylist(), pa.string()))
-    found = pc.is_valid(at)
-    for name in ("score", "score_name", "scored_by"):
-        values = pc.if_else(found, new[name].take(pc.fill_null(at, 0)), table[name])
-        table = _set(table, name, values)
-    return table
 
 
 def screened(table: pa.Table, cca: CCA) -> Words:
@@ -103,7 +49,7 @@ def screened(table: pa.Table, cca: CCA) -> Words:
 #: what `cca.decide` reads
 MEASURED = (
     "valid_fraction", "qa60_state", "qa60_fraction", "qa60_any", "max_dn", "alpha_fraction", "contrast", "brightness",
-    "dark_fraction", "dark_released", "light", "white_fraction", "haze", "offset",
+    "dark_fraction", "dark_released", "brightness_released", "light", "white_fraction", "haze", "offset",
 )  # fmt: skip
 
 
@@ -136,7 +82,7 @@ class Selection:
 def select(
     table: pa.Table, cca: CCA, mark: str, settle: Callable[..., tuple[Calibration, calibrations.Drift | None]]
 ) -> Selection:
-    """All three stages over an archive. settle: (scores, units, score name) -> calibration and drift."""
+    """All three stages over an archive. settle: (scores, their tiles' digests, score name) -> calibration and drift."""
     reason = screened(table, cca)
     if not mark:
         return Selection(reason, 0, None, None, np.empty(0))
@@ -148,8 +94,9 @@ def select(
     reason[rows & ~judged] = "not_scored"
     if not judged.any():
         return Selection(reason, unscored, None, None, np.empty(0))
-    part = table.select(["unit", "score_name"]).filter(pa.array(judged))
-    found, drift = settle(score[judged], _words(part["unit"]), part["score_name"][0].as_py())
+    part = pa.array(judged)
+    name = table["score_name"].filter(part)[0].as_py()
+    found, drift = settle(score[judged], lambda: table["digest"].filter(part).to_pylist(), name)
     dropped = judged.copy()
     dropped[judged] = ~decide(score[judged], found)
     reason[dropped] = "frechet"
@@ -160,20 +107,22 @@ def publish(
     cfg: Config,
     table: pa.Table,
     rejected: Sequence[Rejected],
+    about: Mapping[str, Any],
     mark: str,
-    whole: bool,
     anew: bool = False,
     own: npt.NDArray[np.float64] = NONE,
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Calibrate, select, pair and write everything; return the paths and the counts.
 
-    whole: False for a part of the plan, whose calibration is not frozen; anew: make a new calibration; own: distances of
-    the cloud set's own images.
-    Raises Sar2EoError where the kept share of the scored tiles leaves `cca.min_kept`..`max_kept`, after everything is
+    about: what `collect` keeps of a run for a later `reselect`; "whole": False for a part of the plan, whose calibration is
+    not frozen; anew: make a new calibration; own: distances of the cloud set's own images.
+    Raises KeptOutOfBounds where the kept share of the scored tiles leaves `cca.min_kept`..`max_kept`, after everything is
     written, so that the report can show why.
     """
-    root, outputs = cfg.run.out, dict(OUTPUTS)
-    found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.settle(cfg, s, u, n, mark, own, whole, anew))
+    root, outputs = cfg.run.out, dict(archive.OUTPUTS)
+    found = select(
+        table, cfg.cca, mark, lambda s, d, n: calibrations.settle(cfg, s, d, n, mark, own, about["whole"], anew)
+    )
     final = _with_reasons(table, found.reason)
     _put(root, outputs["verdicts"], final)
     _put(root, outputs["rejected"], to_table(rejected, Rejected))
@@ -188,6 +137,7 @@ def publish(
     pairs = assign(match(sar, eo, cfg.pairing), cfg.split)
     _put(root, outputs["pairs"], pairs)
     _put(root, outputs["yield"], curve(sar, eo, cfg.pairing))
+    storage.put(storage.join(root, archive.ABOUT), json.dumps(about, indent=1, sort_keys=True).encode())
     if found.calibration:
         calibrations.guard(cfg, found.scores, found.calibration)
     return outputs, _counts(final, rejected, pairs)
@@ -227,12 +177,16 @@ def preview(cfg: Config, mark: str, own: npt.NDArray[np.float64] = NONE, example
 
     Tiles without a score count as entering none: their score is not known.
     """
-    with ranged(storage.join(cfg.run.out, OUTPUTS["verdicts"])) as f:
-        columns = [*MEASURED, "sensor", "reason", "score", "score_name", "scored_by", "unit"]
-        words = ["sensor", "reason", "qa60_state", "score_name", "scored_by", "unit"]
-        table = pq.read_table(f, columns=columns, read_dictionary=words)
+    with ranged(storage.join(cfg.run.out, archive.OUTPUTS["verdicts"])) as f:
+        columns = [*MEASURED, "sensor", "reason", *archive.SCORES]
+        later = bool(mark and archive.later(cfg, mark))
+        words = ["sensor", "reason", "qa60_state", "score_name", "scored_by"]
+        table = pq.read_table(f, columns=[*columns, *(("key", "digest") if later else ())], read_dictionary=words)
+        for name in ("score_name", "scored_by") if later else ():
+            table = archive.put_column(table, name, table[name].cast(pa.string()))
+        table = archive.with_scores(cfg, table, mark) if later else table
         old = _words(table["reason"])
-        found = select(table, cfg.cca, mark, lambda s, u, n: calibrations.foresee(cfg, s, u, n, mark, own))
+        found = select(table, cfg.cca, mark, lambda s, _, n: (calibrations.foresee(cfg, s, n, mark, own), None))
         eo = np.asarray(pc.equal(table["sensor"], S2))
         enter, leave = (eo & (a == KEPT) & (b != KEPT) for a, b in ((found.reason, old), (old, found.reason)))
         some = [np.flatnonzero(x)[:examples] for x in (enter, leave)]
@@ -256,7 +210,9 @@ def _with_reasons(table: pa.Table, reason: Words) -> pa.Table:
     rows = table.select(MEASURED).take(pa.array(changed)).to_pylist()
     for at, row in zip(changed.tolist(), rows, strict=True):
         detail[at] = profile.explain(reason[at], row)
-    return _set(_set(table, "reason", pa.array(reason, pa.string())), "detail", pa.array(detail, pa.string()))
+    for name, words in (("reason", reason), ("detail", detail)):
+        table = archive.put_column(table, name, pa.array(words, pa.string()))
+    return table
 
 
 def _words(column: pa.ChunkedArray) -> Words:
@@ -267,16 +223,6 @@ def _words(column: pa.ChunkedArray) -> Words:
         for c in encoded.chunks if len(c)
     ]  # fmt: skip
     return np.concatenate(parts) if parts else np.empty(0, object)
-
-
-def _set(table: pa.Table, name: str, values: Any) -> pa.Table:
-    at = table.schema.get_field_index(name)
-    return table.set_column(at, table.schema.field(at), values)
-
-
-def _read(uri: str, columns: list[str] | None = None) -> pa.Table:
-    with ranged(uri) as f:
-        return pq.read_table(f, columns=columns)
 
 
 def _counts(final: pa.Table, rejected: Sequence[Rejected], pairs: pa.Table) -> dict[str, int]:

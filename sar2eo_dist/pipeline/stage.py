@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import random
+import re
 import sys
 import time
 import traceback
@@ -21,12 +22,13 @@ import ray.exceptions
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import Sar2EoError, TooManyFailures, Unavailable
+from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures, Unavailable
 from sar2eo_dist.ledger import Entry, Fault, Ledger, outputs_digest, require
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.records import Unit
 from sar2eo_dist.report.text import human_bytes, human_seconds
 
+FATAL = re.compile(r"sar2eo_dist\.errors\.(?:ConfigError|ReferenceSetError): (.+)")  # in what Ray says of a dead actor
 SHOWN = 20  # faults named on the terminal
 OUTAGE_S = 180.0  # where for so long every unit fails for want of the store, the run stops, to be resumed
 
@@ -149,6 +151,8 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
                             finished.add(result.unit.id)
                             meter.advance()
                 except ray.exceptions.RayError as e:
+                    if fatal := FATAL.search(str(e)):  # every worker would meet it
+                        raise ConfigError(fatal[1]) from e
                     crashed = True
                     for unit in group:
                         reasons.setdefault(unit.id, f"its worker died: {cause(e)}")

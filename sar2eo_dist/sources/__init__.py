@@ -64,7 +64,7 @@ def scan(kind: str, root: str, sensor: str, seen: Seen | None = None, units: str
     objects (of NetCDF: rows) listed so far, about once a page; units, quantity: of S1 scenes whose tags do not say.
 
     Returns (tables, rejected). The tables have `multiearth.SCHEMA`: `key`, then the fields of TileRef; at most BATCH rows
-    each. MultiEarth's are in order of key over all tables, no key twice; all is listed before this returns, as numbers
+    each. MultiEarth's are in order of date and key over all tables, no key twice; all is listed before this returns, as numbers
     and bytes, and tables are built as they are asked for. Scenes come one by one (see `scene_tiles.scan`). `rejected` is
     in no order, and complete once the tables are exhausted.
 

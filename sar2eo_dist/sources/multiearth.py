@@ -59,14 +59,15 @@ def date_fault(date: dt.date) -> str:
 
 
 def order(lon: ArrayLike, lat: ArrayLike, day: ArrayLike) -> NDArray[np.int64]:
-    """Numbers below 2^54 that compare as the TileRef.key of one sensor do: equal where keys are, else in their order.
+    """Numbers below 2^54 that compare as (date, TileRef.key) of one sensor do: equal where keys are, else in their order.
 
+    Dates first: what is acquired later comes after all that was planned before, so an increment moves no slice of work.
     lon, lat: degrees within +-180 and +-90; day: date.toordinal(). Keys are strings: "+" comes before "-", and then the
     smaller magnitude.
     """
     places = (np.rint(100 * np.asarray(degrees, np.float64)).astype(np.int64) for degrees in (lon, lat))
     east, north = (np.where(hundredths < 0, 1 << 15, 0) + np.abs(hundredths) for hundredths in places)
-    ranks: NDArray[np.int64] = (east << 38) + (north << 22) + np.asarray(day, np.int64)
+    ranks: NDArray[np.int64] = (np.asarray(day, np.int64) << 32) + (east << 16) + north
     return ranks
 
 

@@ -195,7 +195,7 @@ def test_choosing_again_among_a_million(tmp_path: Path) -> None:
     )
     score = table["score"].to_numpy()
     made = Calibration("fd_means", "range", 0.4, 1.0, 3.0, 1.8, len(score), "m", 1, 0.9,
-                       tuple(np.quantile(score, np.linspace(0, 1, 101))), ("u0",))  # fmt: skip
+                       tuple(np.quantile(score, np.linspace(0, 1, 101))))  # fmt: skip
     storage.put(str(out / calibrations.CURRENT), calibrations.to_json(made))
     for change in ("beta=0.5", "rule=quantile", "rule=otsu", "alpha_max_fraction=0.3", "profile=recommended"):
         key, value = change.split("=")
@@ -220,7 +220,7 @@ def million(count: int = 1_000_000) -> pa.Table:
         "lon": lon, "lat": lat, "valid_fraction": np.ones(count), "qa60_fraction": np.zeros(count),
         "qa60_any": np.zeros(count), "alpha_fraction": np.where(bad, 0.2, 0), "max_dn": np.where(bad, 6000.0, 3000.0),
         "contrast": np.full(count, 900.0), "brightness": rng.uniform(40, 90, count), "dark_fraction": np.zeros(count),
-        "dark_released": np.zeros(count), "light": np.where(eo, rng.uniform(300, 900, count), np.nan),
+        "dark_released": np.zeros(count), "brightness_released": rng.uniform(40, 90, count), "light": np.where(eo, rng.uniform(300, 900, count), np.nan),
         "score": np.where(eo & ~bad, rng.normal(2, 0.3, count), np.nan), "offset": np.zeros(count),
     }  # fmt: skip
     words: dict[str, Any] = {

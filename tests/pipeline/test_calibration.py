@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,15 @@ def config(out: Path, *more: str) -> Config:
     return load(overrides=[f"run.out={out}", *more])
 
 
-def units(*sizes: int) -> np.ndarray:
-    return np.repeat([f"u{i}" for i in range(len(sizes))], sizes).astype(object)
+def units(*sizes: int) -> Callable[[], list[str]]:
+    """Digests of so many tiles."""
+    return lambda: [f"t{i}" for i in range(sum(sizes))]
 
 
 def test_the_first_run_freezes_and_increments_reuse(tmp_path: Path) -> None:
     cfg, first = config(tmp_path), RNG.normal(100, 10, 500)
     made, off = settle(cfg, first, units(250, 250), "fid", "mark", NONE, True, False)
-    assert (made.version, made.count, made.units, off) == (1, 500, ("u0", "u1"), None)
+    assert (made.version, made.count, off) == (1, 500, None)
     assert made.kept == pytest.approx(np.mean(first >= made.threshold))
     more = np.concatenate([first, RNG.normal(100, 10, 300), [1e6]])
     again, off = settle(cfg, more, units(250, 250, 301), "fid", "mark", NONE, True, False)
@@ -70,7 +72,7 @@ def test_a_given_calibration_is_used_as_it_is_or_refused(tmp_path: Path) -> None
     scores = RNG.normal(100, 10, 500)
     made, _ = settle(config(tmp_path / "a"), scores, units(500), "fid", "mark", NONE, True, False)
     cfg = config(tmp_path / "b", f"cca.calibration={tmp_path / 'a' / CURRENT}", "cca.beta=0.9")
-    found, off = settle(cfg, scores + 30, np.full(500, "new", object), "fid", "mark", NONE, True, False)
+    found, off = settle(cfg, scores + 30, lambda: [f"new{i}" for i in range(500)], "fid", "mark", NONE, True, False)
     assert found == made
     assert off is not None
     assert "DRIFT" in off.line(0.1)
@@ -136,6 +138,33 @@ def test_a_kept_share_outside_the_bounds_stops_with_the_histogram(tmp_path: Path
 
 
 def test_json_round_trip() -> None:
-    made = Calibration("fid", "range", 0.4, 1.5, 2.5, 1.9, 9, "m", 1, 0.5, (1.5, 2.5), ("u",))
+    made = Calibration("fid", "range", 0.4, 1.5, 2.5, 1.9, 9, "m", 1, 0.5, (1.5, 2.5), "s")
     assert from_json(to_json(made), "x") == made
     assert json.loads(to_json(made))["version"] == 1
+
+
+def test_other_survivors_are_calibrated_anew(tmp_path: Path) -> None:
+    scores = RNG.normal(100, 10, 500)
+    settle(config(tmp_path), scores, units(500), "fid", "mark", NONE, True, False)
+    looser = config(tmp_path, "cca.brightness_min=0")
+    found, _ = settle(looser, np.append(scores, 500.0), units(501), "fid", "mark", NONE, True, False)
+    assert (found.version, found.high) == (2, 500.0)
+
+
+def test_a_part_of_a_plan_hides_no_frozen_calibration(tmp_path: Path) -> None:
+    cfg, scores = config(tmp_path), RNG.normal(100, 10, 500)
+    frozen, _ = settle(cfg, scores, units(500), "fid", "mark", NONE, True, False)
+    settle(config(tmp_path, "cca.beta=0.7"), scores[:50], units(50), "fid", "mark", NONE, False, False)
+    (tmp_path / CURRENT).unlink()  # no stage 3 in between
+    assert settle(cfg, scores, units(500), "fid", "mark", NONE, True, False)[0] == frozen
+
+
+def test_only_new_tiles_drift(tmp_path: Path) -> None:
+    cfg, scores = config(tmp_path), RNG.normal(100, 10, 5000)
+    settle(cfg, scores, units(5000), "fid", "mark", NONE, True, False)
+    more = np.concatenate([RNG.normal(160, 10, 200), scores])
+    digests = [f"new{i}" for i in range(200)] + [f"t{i}" for i in range(5000)]
+    _, off = settle(cfg, more, lambda: digests, "fid", "mark", NONE, True, False)
+    assert off is not None
+    assert 195 <= off.count <= 200
+    assert off.distance > 0.9

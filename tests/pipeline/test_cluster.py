@@ -61,3 +61,13 @@ def test_too_many_actors_are_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError, match=r"3 actors x 1 CPUs = 3"):
         share(asked=3, threads=1, units=9, cpus=2, gpus=0)
     assert share(asked=0, threads=1, units=9, cpus=2, gpus=0).actors == 2
+
+
+def test_what_no_node_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="have no CPU for tasks"):
+        feed(Resources(), 1, 9, [(0, 1), (0, 0)], True)
+    with pytest.raises(ConfigError, match=r"1 extractors of 8 CPUs each do not fit on nodes of 4, 4, 4 CPUs"):
+        feed(Resources(extractors=1), 8, 9, [(4, 0)] * 3, True)
+    with pytest.raises(ConfigError, match=r"2 extractors of 5 CPUs each do not fit on nodes of 4, 8"):
+        feed(Resources(extractors=2), 5, 9, [(4, 0), (8, 0)], True)
+    assert feed(Resources(), 1, 9, [(0, 2), (8, 0)], True).actor_gpus == 0, "no actor can be placed where no CPU is"

@@ -13,15 +13,17 @@ import pytest
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.errors import Sar2EoError
+from sar2eo_dist.errors import KeptOutOfBounds
 from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.pipeline import selection
+from sar2eo_dist.pipeline import archive, selection
 from sar2eo_dist.pipeline.calibration import CURRENT, from_json
 from sar2eo_dist.records import Pair, Rejected, Unit, Verdict, from_table, place_key, schema, to_table
 
+WHOLE = {"whole": True}
 CLEAR = {
     "valid_fraction": 1.0, "qa60_state": "clear", "qa60_fraction": 0.0, "qa60_any": 0.0, "max_dn": 2500.0,
     "alpha_fraction": 0.0, "contrast": 900.0, "brightness": 60.0, "dark_fraction": 0.01, "dark_released": 0.01,
+    "brightness_released": 60.0,
     "light": 600.0, "white_fraction": 0.0, "haze": 0.0, "offset": 0.0,
 }  # fmt: skip
 
@@ -63,16 +65,17 @@ def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
     rows = [verdict("s1", d, p) for d in (0, 12) for p in (0, 1)] + [verdict("s1", 5, 0, "all_nodata")]
     rows += [verdict("s2", d, p) for d, p in ((3, 0), (4, 0), (11, 1), (30, 1))] + [verdict("s2", 1, 0, "unreadable")]
     cfg = load(None, [f"run.out={tmp_path}", "cca.profile=none", "pairing.max_days=7", "split.val=0"])
-    table, twice = selection.archive(cfg, put(tmp_path, rows[1::2], rows[0::2]))
+    table, twice = archive.merge(cfg, put(tmp_path, rows[1::2], rows[0::2]))
     assert twice == []
     rejected = [Rejected("s2", "x", "bad_date", "month 13")]
-    outputs, counts = selection.publish(cfg, table, rejected, "", True)
+    outputs, counts = selection.publish(cfg, table, rejected, WHOLE, "")
     assert counts == {
         "S1 tiles": 5, "S2 tiles": 5, "S1 usable": 4, "S2 kept": 4, "unusable files": 1, "pairs": 3, "pairs train": 3,
     }  # fmt: skip
     assert "calibration" not in outputs
     found = {name: pq.read_table(tmp_path / path) for name, path in outputs.items()}
-    assert from_table(found["verdicts"], Verdict)[0].key == min(r.key for r in rows)
+    order = [(v.sensor, v.date, v.key) for v in from_table(found["verdicts"], Verdict)]
+    assert order == sorted(order)
     assert found["rejected"].num_rows == 1
     assert found["pairs"].schema == schema(Pair)
     assert [(p.days, p.place[-1:], p.split) for p in from_table(found["pairs"], Pair)] == [
@@ -86,8 +89,8 @@ def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
 
 def test_an_empty_archive_is_published_too(tmp_path: Path) -> None:
     cfg = load(None, [f"run.out={tmp_path}"])
-    table, _ = selection.archive(cfg, [])
-    outputs, counts = selection.publish(cfg, table, [], "", True)
+    table, _ = archive.merge(cfg, [])
+    outputs, counts = selection.publish(cfg, table, [], WHOLE, "")
     assert counts == {
         "S1 tiles": 0, "S2 tiles": 0, "S1 usable": 0, "S2 kept": 0, "unusable files": 0, "pairs": 0,
     }  # fmt: skip
@@ -97,7 +100,7 @@ def test_an_empty_archive_is_published_too(tmp_path: Path) -> None:
 def test_overlapping_scenes_give_a_tile_once(tmp_path: Path) -> None:
     first = [dataclasses.replace(verdict("s2", d, 0), uris=("a.tif",)) for d in range(3)]
     second = [dataclasses.replace(verdict("s2", d, 0), uris=("b.tif",)) for d in (1, 2, 3)]
-    table, twice = selection.archive(config(tmp_path), put(tmp_path, second, first))
+    table, twice = archive.merge(config(tmp_path), put(tmp_path, second, first))
     assert len(table) == 4
     assert table["uris"].to_pylist()[1] == ["b.tif"], "the first in canonical order counts"
     assert [(r.uri, r.reason) for r in twice] == [("a.tif", "duplicate")] * 2
@@ -107,8 +110,8 @@ def test_stage_3_and_choosing_again(tmp_path: Path) -> None:
     rows = [*scored(1.0, 1.9, 2.1, 2.5, 3.0), verdict("s1", 0, 0)]
     rows += [verdict("s2", 9, 0, brightness=5.0), verdict("s2", 10, 0, "unreadable")]
     cfg = config(tmp_path)
-    table, _ = selection.archive(cfg, put(tmp_path, rows))
-    outputs, counts = selection.publish(cfg, table, [], "m", True)
+    table, _ = archive.merge(cfg, put(tmp_path, rows))
+    outputs, counts = selection.publish(cfg, table, [], WHOLE, "m")
     assert counts["S2 kept"] == 4  # 1.0 + 2.0 x 0.4 = 1.8
     reasons = {v.key[-2:]: (v.reason, v.detail) for v in read(tmp_path, outputs)}
     assert reasons["10"] == ("brightness", "mean V 5.00")
@@ -122,7 +125,7 @@ def test_stage_3_and_choosing_again(tmp_path: Path) -> None:
     assert len(change.leaving) == 2
     assert (tmp_path / "collect/verdicts.parquet").read_bytes() == before
     assert from_json((tmp_path / CURRENT).read_bytes(), "").version == 1
-    _, counts = selection.publish(stricter, selection.stored(stricter)[0], [], "m", True)
+    _, counts = selection.publish(stricter, archive.stored(stricter)[0], [], WHOLE, "m")
     assert counts["S2 kept"] == 2
     assert from_json((tmp_path / CURRENT).read_bytes(), "").version == 2
     looser = config(tmp_path, "cca.brightness_min=1")
@@ -134,7 +137,7 @@ def test_stage_3_and_choosing_again(tmp_path: Path) -> None:
 def test_another_profile_is_another_filter_on_the_same_numbers(tmp_path: Path) -> None:
     rows = scored(2.0, 2.0, brightness=20.0, dark_fraction=0.5, dark_released=0.2, max_dn=5000.0, alpha_fraction=0.001)
     cfg = config(tmp_path)
-    table, _ = selection.archive(cfg, put(tmp_path, rows))
+    table, _ = archive.merge(cfg, put(tmp_path, rows))
     assert set(selection.screened(table, cfg.cca)) == {"alpha"}
     assert set(selection.screened(table, config(tmp_path, "cca.alpha=6000").cca)) == {"brightness"}
     assert set(selection.screened(table, config(tmp_path, "cca.profile=recommended").cca)) == {""}
@@ -147,7 +150,7 @@ def test_scores_that_came_later_fill_the_gaps(tmp_path: Path) -> None:
         *[dataclasses.replace(v, key=v.key + "x") for v in scored(7.0, mark="old")],
     ]
     cfg = config(tmp_path)
-    table, _ = selection.archive(cfg, put(tmp_path, rows))
+    table, _ = archive.merge(cfg, put(tmp_path, rows))
     missing = selection.gaps(table, cfg.cca, "m")
     assert missing.sum() == 2, "no score, or one against another cloud set"
     late = table.filter(pa.array(missing))
@@ -160,32 +163,48 @@ def test_scores_that_came_later_fill_the_gaps(tmp_path: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(late, sink)
     storage.put(str(tmp_path / f"collect/scores/m/{unit.id}.parquet"), bytes(sink.getvalue()))
-    assert selection.gaps(selection.with_scores(cfg, table, "m"), cfg.cca, "m").sum() == 2, "not committed yet"
+    assert selection.gaps(archive.with_scores(cfg, table, "m"), cfg.cca, "m").sum() == 2, "not committed yet"
     Ledger(cfg.run.out).commit(Entry(unit, (), 1.0))
-    full = selection.with_scores(cfg, table, "m")
+    full = archive.with_scores(cfg, table, "m")
     assert not selection.gaps(full, cfg.cca, "m").any()
     assert sorted(full["score"].to_pylist()) == [1.0, 2.0, 3.0, 4.0]
     assert full.schema == table.schema
-    other = selection.with_scores(cfg, table, "another")
+    other = archive.with_scores(cfg, table, "another")
     np.testing.assert_array_equal(other["score"].to_numpy(), table["score"].to_numpy())
 
 
 def test_a_tile_that_got_no_score_is_never_kept(tmp_path: Path) -> None:
     rows = [*scored(1.0, 2.0, float("nan")), verdict("s2", 9, 0)]
     cfg = config(tmp_path)
-    table, _ = selection.archive(cfg, put(tmp_path, rows))
-    outputs, counts = selection.publish(cfg, table, [], "m", True)
+    table, _ = archive.merge(cfg, put(tmp_path, rows))
+    outputs, counts = selection.publish(cfg, table, [], WHOLE, "m")
     assert counts["S2 kept"] == 1
     assert [v.reason for v in read(tmp_path, outputs)] == ["frechet", "", "not_scored", "not_scored"]
 
 
 def test_a_kept_share_out_of_bounds_stops_after_everything_is_written(tmp_path: Path) -> None:
     cfg = config(tmp_path, "cca.min_kept=0.5")
-    table, _ = selection.archive(cfg, put(tmp_path, scored(*([200.0] * 9), 900.0)))
-    with pytest.raises(Sar2EoError, match=r"1 of 10 scored tiles"):
-        selection.publish(cfg, table, [], "m", True)
+    table, _ = archive.merge(cfg, put(tmp_path, scored(*([200.0] * 9), 900.0)))
+    with pytest.raises(KeptOutOfBounds, match=r"1 of 10 scored tiles"):
+        selection.publish(cfg, table, [], WHOLE, "m")
     assert (tmp_path / "collect/pairs.parquet").exists()
 
 
 def read(out: Path, outputs: dict[str, str]) -> list[Verdict]:
     return from_table(pq.read_table(out / outputs["verdicts"]), Verdict)
+
+
+def test_a_later_score_of_other_pixels_is_not_this_tile(tmp_path: Path) -> None:
+    cfg, old = config(tmp_path), scored(5.0)[0]
+    fresh = dataclasses.replace(old, digest="reprocessed", score=float("nan"), scored_by="", score_name="")
+    storage.put(str(tmp_path / "collect/scores/m/x.parquet"), parquet([old]))
+    unit = Unit("score", "k", "f", "i")
+    storage.put(str(tmp_path / f"collect/scores/m/{unit.id}.parquet"), parquet([old]))
+    Ledger(cfg.run.out).commit(Entry(unit, (), 1.0))
+    table, _ = archive.merge(cfg, put(tmp_path, [fresh]))
+    assert np.isnan(archive.with_scores(cfg, table, "m")["score"].to_numpy()).all()
+    again, _ = archive.merge(cfg, put(tmp_path, [dataclasses.replace(old, score=7.0)]))
+    assert archive.with_scores(cfg, again, "m")["score"].to_pylist() == [7.0], "its own score counts"
+    other = to_table([dataclasses.replace(old, scored_by="n", score=1.0)], Verdict)
+    assert archive.with_scores(cfg, other, "m")["score"].to_pylist() == [5.0]
+    assert archive.with_scores(cfg, other, "none")["score"].to_pylist() == [1.0]
