@@ -220,7 +220,8 @@ def million(count: int = 1_000_000) -> pa.Table:
         "lon": lon, "lat": lat, "valid_fraction": np.ones(count), "qa60_fraction": np.zeros(count),
         "qa60_any": np.zeros(count), "alpha_fraction": np.where(bad, 0.2, 0), "max_dn": np.where(bad, 6000.0, 3000.0),
         "contrast": np.full(count, 900.0), "brightness": rng.uniform(40, 90, count), "dark_fraction": np.zeros(count),
-        "dark_released": np.zeros(count), "brightness_released": rng.uniform(40, 90, count), "light": np.where(eo, rng.uniform(300, 900, count), np.nan),
+        "dark_released": np.zeros(count), "brightness_released": rng.uniform(40, 90, count),
+        "light": np.where(eo, rng.uniform(300, 900, count), np.nan),
         "score": np.where(eo & ~bad, rng.normal(2, 0.3, count), np.nan), "offset": np.zeros(count),
     }  # fmt: skip
     words: dict[str, Any] = {

@@ -189,13 +189,14 @@ def archive(n: int, seed: int = 0) -> dict[str, Any]:
     """Columns that meet every rule, some of them NaN."""
     rng = np.random.default_rng(seed)
     share = np.where(rng.random((6, n)) < 0.9, 0, rng.random((6, n)))
+    bright = rng.random((2, n)) * 255
     columns = dict(zip(("qa60_fraction", "qa60_any", "alpha_fraction", "dark_fraction", "dark_released",
                         "white_fraction"), share, strict=True))  # fmt: skip
     columns["qa60_fraction"][rng.random(n) < 0.3] = np.nan
     columns |= {
         "valid_fraction": np.where(rng.random(n) < 0.05, 0, 1 - rng.random(n) ** 20),
         "qa60_state": np.full(n, "clear"), "max_dn": rng.integers(0, 4500, n).astype(float),
-        "contrast": rng.integers(0, 30, n).astype(float), "brightness": rng.random(n) * 255,
+        "contrast": rng.integers(0, 30, n).astype(float), "brightness": bright[0], "brightness_released": bright[1],
         "light": rng.random(n) * 1000, "haze": rng.normal(50, 60, n), "offset": rng.choice([0.0, 1000.0], n),
     }  # fmt: skip
     return columns
@@ -295,3 +296,12 @@ def test_the_eight_real_patches(samples):
     assert min(ours[k].white_fraction for k in CLOUDY) > 3 * allowed
     assert min(m.light for m in ours.values()) > 3 * CCA(profile="recommended").light_min
     assert max(ours[k].haze for k in CLEAR) < min(ours[k].haze for k in CLOUDY)
+
+
+def test_released_knows_no_offset_even_beside_no_data() -> None:
+    raw = np.random.default_rng().integers(1200, 1900, (3, 40, 40)).astype(np.uint16)
+    raw[:, :4] = 0
+    plain, told = (assess(raw, None, CCA(profile="released"), offset) for offset in (0, 1000))
+    assert plain.reason == told.reason
+    assert (plain.brightness_released, plain.dark_released) == (told.brightness_released, told.dark_released)
+    assert plain.brightness != told.brightness, "paper sees reflectance"

@@ -49,7 +49,11 @@ def test_another_rule_is_another_version_and_the_old_one_stays(tmp_path: Path) -
     for version, setting in enumerate(("cca.beta=0.4", "cca.beta=0.5", "cca.rule=otsu"), 1):
         found, _ = settle(config(tmp_path, setting), scores, units(500), "fid", "mark", NONE, True, False)
         assert found.version == version
-    assert sorted(p.name for p in (tmp_path / "collect/calibrations").iterdir()) == [f"000{v}.json" for v in (1, 2, 3)]
+    assert sorted(p.name for p in (tmp_path / "collect/calibrations").glob("*.json")) == [
+        f"000{v}.json" for v in (1, 2, 3)
+    ]
+    back, _ = settle(config(tmp_path, "cca.beta=0.4"), scores, units(500), "fid", "mark", NONE, True, False)
+    assert back.version == 1, "an earlier choice finds its calibration again"
     anew, off = settle(config(tmp_path, "cca.rule=otsu"), scores, units(500), "fid", "mark", NONE, True, True)
     assert (anew.version, off) == (4, None)
 

@@ -74,8 +74,9 @@ def test_a_looser_choice_scores_only_what_has_no_score_and_equals_a_run_of_its_o
 def test_an_increment_is_judged_by_the_frozen_calibration(main_job: Done, tmp_path: Path) -> None:
     world, part = Path(main_job.cfg.data.s2), tmp_path / "part"
     part.mkdir()
+    days = sorted({path.stem[-10:] for path in world.rglob("*.tif*")})
     for path in world.rglob("*.tif*"):
-        if "_-55.20_" not in path.name:
+        if path.stem[-10:] != days[-1]:
             (part / path.name).hardlink_to(path)
     cfg = moved(main_job, tmp_path / "run", rule="range", beta=0.3)
     first = cfg.model_copy(update={"data": cfg.data.model_copy(update={"s2": str(part)})})
@@ -83,17 +84,24 @@ def test_an_increment_is_judged_by_the_frozen_calibration(main_job: Done, tmp_pa
     calibration = tmp_path / "run/collect/calibration.json"
     if calibration.exists():
         assert json.loads(calibration.read_text())["version"] == 0, "a part of the plan freezes nothing"
-    collect(first, Options())
+    before = collect(first, Options())
     frozen = json.loads(calibration.read_text())
     assert frozen["version"] == 1
-    whole = collect(cfg, Options())
+    # the same archive, a date later: what was planned before is not read again, but for the slice where it ended
+    shutil.rmtree(part)
+    moved_world = cfg.model_copy(update={"data": cfg.data.model_copy(update={"s2": str(part)})})
+    part.mkdir()
+    for path in world.rglob("*.tif*"):
+        (part / path.name).hardlink_to(path)
+    whole = collect(moved_world, Options())
+    assert whole.resumed >= before.planned - 1 > 0
     now = json.loads(calibration.read_text())
     assert now == frozen
     assert whole.counts["S2 tiles"] == main_job.summaries["collect"].counts["S2 tiles"]
     for v in verdicts(cfg):
         if np.isfinite(v.score) and v.reason in ("", "frechet"):
             assert (v.reason == "frechet") == (v.score < frozen["threshold"])
-    anew = collect(cfg, Options(recalibrate=True))
+    anew = collect(moved_world, Options(recalibrate=True))
     assert json.loads(calibration.read_text())["version"] == 2
     assert anew.resumed == anew.planned
 
