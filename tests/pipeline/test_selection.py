@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from sar2eo_dist import storage
+from sar2eo_dist.cca.reference import Reference
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import KeptOutOfBounds
 from sar2eo_dist.ledger import Entry, Ledger
+from sar2eo_dist.models.extractors import extractor
 from sar2eo_dist.pipeline import archive, selection
+from sar2eo_dist.pipeline import collect as collecting
 from sar2eo_dist.pipeline.calibration import CURRENT, from_json
+from sar2eo_dist.pipeline.job import main
+from sar2eo_dist.pipeline.members import members
+from sar2eo_dist.pipeline.stage import Summary
 from sar2eo_dist.records import Pair, Rejected, Unit, Verdict, from_table, place_key, schema, to_table
 
 WHOLE = {"whole": True}
@@ -208,3 +215,35 @@ def test_a_later_score_of_other_pixels_is_not_this_tile(tmp_path: Path) -> None:
     other = to_table([dataclasses.replace(old, scored_by="n", score=1.0)], Verdict)
     assert archive.with_scores(cfg, other, "m")["score"].to_pylist() == [5.0]
     assert archive.with_scores(cfg, other, "none")["score"].to_pylist() == [1.0]
+
+
+def test_the_guards_advice_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that the guard stopped is chosen from again, without a cluster; a slip on the way spoils nothing."""
+    net = extractor("means")
+    images = np.random.default_rng(0).integers(0, 255, (4, 3, 64, 64)).astype(np.uint8)
+    built = Reference.from_features(net.features(images), net.name, net.preprocessing)
+    (tmp_path / "set.npz").write_bytes(built.to_bytes())
+    sets = [f"run.out={tmp_path}", f"cca.reference={tmp_path / 'set.npz'}", "cca.extractor=means", "cca.min_kept=0.5"]
+    cfg = load(None, sets)
+    mark = collecting.scored_by(cfg, members(cfg.cca))
+    table, _ = archive.merge(cfg, put(tmp_path, scored(*np.linspace(200, 210, 2999), 900.0, mark=mark)))
+    about = {"whole": True, "fingerprint": collecting._measured_as(cfg)}
+    about["summary"] = dataclasses.asdict(Summary("collect", "complete"))
+    with pytest.raises(KeptOutOfBounds, match="--reselect --dry-run --set cca.rule=quantile"):
+        selection.publish(cfg, table, [], about, mark)
+
+    def job(*more: str) -> int:
+        argv = [part for s in [*sets, *more] if not s.startswith("--") for part in ("--set", s)]
+        return main("collect", [collecting.collect], "", [*argv, *(s for s in more if s.startswith("--"))])
+
+    assert job("--reselect", "--dry-run", "cca.rule=quantile") == 0
+    assert "1,798 S2 tiles enter" in capsys.readouterr().out
+    assert job("--reselect", "cca.rule=quantile") == 0
+    summary = json.loads((tmp_path / "collect/summary.json").read_text())
+    assert (summary["status"], summary["counts"]["S2 kept"]) == ("complete", 1799)
+    assert job("--reselect", f"cca.calibration={tmp_path / 'nowhere.json'}") == 1
+    assert job("--reselect", "cca.level=l1c") == 2
+    assert "measured with other settings" in capsys.readouterr().err
+    assert json.loads((tmp_path / "collect/summary.json").read_text()) == summary
+    assert job("--reselect", "cca.beta=0.99") == 1
+    assert json.loads((tmp_path / "collect/summary.json").read_text())["status"] == "failed"
