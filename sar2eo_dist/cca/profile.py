@@ -190,6 +190,7 @@ _WORDS = {
     "white": "bright and white on {white_fraction:.4f}",
     "haze": "haze {haze:.0f} DN",
 }
+EXPLAINED = sorted(_WORDS)  # reasons that `explain` has words for
 
 
 def explain(reason: str, m: Mapping[str, Any]) -> str:

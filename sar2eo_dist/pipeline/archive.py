@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from sar2eo_dist import storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, NotFound
 from sar2eo_dist.ledger import Ledger
+from sar2eo_dist.pipeline.stage import Summary, machine, now, write_summary
 from sar2eo_dist.records import Rejected, Verdict, from_table, schema
 from sar2eo_dist.sources.ranged import ranged
 
@@ -27,21 +29,32 @@ OUTPUTS = {
 }
 ABOUT = "collect/archive.json"  # what a run leaves for a later `reselect`
 SCORE = "score"  # stage of the units that score what has no score yet
+ROWS = 1 << 20  # of verdicts that are moved at a time
 SCORES = ("score", "score_name", "scored_by")
 
 
 def merge(cfg: Config, paths: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
-    """Verdicts of all slices by sensor, date and key, and what was listed twice: scenes overlap, the first of them counts."""
+    """Verdicts of all slices by sensor, date and key, and what was listed twice: scenes overlap, and of a tile in two the one
+    with more data counts, then the first."""
     with ThreadPoolExecutor(16) as pool:
         tables = list(pool.map(lambda p: _read(storage.join(cfg.run.out, p)), paths))
     table = pa.concat_tables(tables) if tables else schema(Verdict).empty_table()
-    # MultiEarth's slices come in order already, and millions of rows need not be moved
+    data = pa.array(np.nan_to_num(table["valid_fraction"].to_numpy(), nan=-1.0))  # -1 of what could not be read
     order = pc.sort_indices(
-        table.select(["sensor", "date", "key"]).append_column("at", pa.array(np.arange(len(table)))),
-        sort_keys=[(c, "ascending") for c in ("sensor", "date", "key", "at")],
+        table.select(["sensor", "date", "key"])
+        .append_column("data", data)
+        .append_column("at", pa.array(np.arange(len(table)))),
+        sort_keys=[
+            ("sensor", "ascending"),
+            ("date", "ascending"),
+            ("key", "ascending"),
+            ("data", "descending"),
+            ("at", "ascending"),
+        ],
     )
+    # MultiEarth's slices come in order already, and millions of rows need not be moved
     if not np.array_equal(order, np.arange(len(table))):
-        table = table.take(order)
+        table = _take(table, order)
     keys = table["key"]
     twice = np.zeros(len(table), bool)
     twice[1:] = np.asarray(pc.equal(keys.slice(1), keys.slice(0, max(len(keys) - 1, 0))))
@@ -50,6 +63,27 @@ def merge(cfg: Config, paths: Sequence[str]) -> tuple[pa.Table, list[Rejected]]:
         for v in table.filter(pa.array(twice)).select(["sensor", "uris", "key"]).to_pylist()
     ]
     return (table.filter(pa.array(~twice)) if rejected else table), rejected
+
+
+def _take(table: pa.Table, order: pa.Array) -> pa.Table:
+    """Rows in another order. Of millions, strings and lists are more than 32 bit offsets reach: moved with 64, cut again."""
+    wide = pa.schema([pa.field(f.name, _wide(f.type)) for f in table.schema])
+    whole = table.cast(wide).combine_chunks()
+    parts = [whole.take(order.slice(i, ROWS)).cast(table.schema) for i in range(0, len(order), ROWS)]
+    return pa.concat_tables(parts)
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.large_list(_wide(kind.value_type))
+    return pa.large_string() if pa.types.is_string(kind) else kind
+
+
+def unfinished(cfg: Config) -> None:
+    """Say that what `collect` published is being written anew: until it is whole, no later verb or `--reselect` trusts it."""
+    storage.delete(storage.join(cfg.run.out, ABOUT))
+    why = {"unit": "", "key": "collect", "reason": "it ended while it published: run jobs/collect.py again"}
+    write_summary(cfg, Summary("collect", "failed", quarantined=[why], started=now(), machine=machine()))
 
 
 def stored(cfg: Config) -> tuple[pa.Table, list[Rejected]]:
@@ -66,12 +100,26 @@ def with_scores(cfg: Config, table: pa.Table, mark: str, inline: bool = False) -
     uris += _committed(cfg, "collect", "collect/slices") if mark and inline else []
     if not uris:
         return table
+    columns = ["key", "digest", *SCORES]
+
+    def read(uri: str) -> pa.Table:
+        try:
+            return _read(uri, columns)
+        except (pa.ArrowInvalid, NotFound) as e:  # torn: its tiles are scored again
+            print(f"collect: scores left out, {type(e).__name__}: {uri}", file=sys.stderr)
+            return schema(Verdict).empty_table().select(columns)
+
     with ThreadPoolExecutor(16) as pool:
-        new = pa.concat_tables(pool.map(lambda u: _read(u, ["key", "digest", *SCORES]), uris))
+        new = pa.concat_tables(pool.map(read, uris))
     new = new.filter(pc.equal(new["scored_by"], mark))
     if not len(new):
         return table
-    ours, theirs = (pc.binary_join_element_wise(t["key"], t["digest"], "|") for t in (table, new))
+    ours, theirs = (
+        pc.binary_join_element_wise(
+            *(t[c].cast(pa.large_string()) for c in ("key", "digest")), pa.scalar("|", pa.large_string())
+        )
+        for t in (table, new)
+    )
     at = pc.index_in(ours, value_set=theirs.combine_chunks())
     found = pc.and_(pc.is_valid(at), pc.not_equal(table["scored_by"], mark))
     for name in SCORES:

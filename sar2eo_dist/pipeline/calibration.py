@@ -65,28 +65,18 @@ class Drift:
 
 
 def settle(
-    cfg: Config,
-    scores: F64,
-    digests: Callable[[], list[str]],
-    name: str,
-    mark: str,
-    own: F64,
-    whole: bool,
-    anew: bool,
+    cfg: Config, made: Calibration, scores: F64, digests: Callable[[], list[str]], whole: bool
 ) -> tuple[Calibration, Drift | None]:
-    """The calibration in force for (N,) scores, made and published now where there is none; and the drift of scores that
-    did not enter it.
+    """Publish what `foresee` found for (N,) scores as the calibration in force; with the drift of scores that did not enter it.
 
-    digests: of their N tiles, asked for where they are wanted; mark: `Verdict.scored_by` of all of them; own: distances of
-    the cloud set's images (rule "reference"); whole: False for a part of the plan, whose calibration is not frozen; anew:
-    make one whatever there is. Raises ConfigError where `cca.calibration` names one of other scores.
+    digests: of their N tiles, asked for where they are wanted; whole: False for a part of the plan. A new calibration is
+    frozen where the plan is whole and the kept share is within the bounds: one that the guard refuses must not last.
     """
-    made = foresee(cfg, scores, name, mark, own, anew)
     storage.put(storage.join(cfg.run.out, CURRENT), to_json(made))
     if made.version or cfg.cca.calibration:
         new = scores if cfg.cca.calibration else scores[~_entered(cfg, made, _short(digests()))]
         return made, drift(new, made) if new.size and made.quantiles else None
-    if whole:
+    if whole and cfg.cca.min_kept <= made.kept <= cfg.cca.max_kept:
         made = dataclasses.replace(made, version=max(_versions(cfg), default=0) + 1)
         corpus = pa.table({"tile": np.unique(_short(digests()))})
         sink = pa.BufferOutputStream()
@@ -98,7 +88,11 @@ def settle(
 
 
 def foresee(cfg: Config, scores: F64, name: str, mark: str, own: F64, anew: bool = False) -> Calibration:
-    """The calibration that `settle` would use, nothing written: one that would be made has version 0."""
+    """The calibration of (N,) scores: the one that is frozen, else a new one of version 0. Nothing is written.
+
+    mark: `Verdict.scored_by` of all of them; own: distances of the cloud set's images (rule "reference"); anew: make one
+    whatever there is. Raises ConfigError where `cca.calibration` names one of other scores.
+    """
     if cfg.cca.calibration:
         return _given(cfg, name, mark)
     if not anew and (found := _frozen(cfg, name, mark)):
@@ -157,22 +151,38 @@ def _distribution(quantiles: F64, at: F64, side: str) -> F64:
     return np.where(at < values[0], 0.0, np.where(at > values[-1], 1.0, exact))
 
 
-def guard(cfg: Config, scores: F64, calibration: Calibration) -> None:
-    """Raise KeptOutOfBounds, with the histogram, where the kept share of (N,) scores is outside the configured bounds."""
-    kept = float(decide(scores, calibration).mean())
-    if cfg.cca.min_kept <= kept <= cfg.cca.max_kept:
+def guard(cfg: Config, scores: F64, calibration: Calibration | None, tried: int) -> None:
+    """Raise KeptOutOfBounds, with the histogram, where the kept share of the tiles that went to the extractor is outside
+    the configured bounds.
+
+    scores: (N,) finite ones; calibration: None where there is no score at all; tried: N and those without a finite score.
+    """
+    kept = int(decide(scores, calibration).sum()) if calibration else 0
+    if cfg.cca.min_kept <= kept / tried <= cfg.cca.max_kept:
         return
-    bound, side = (cfg.cca.min_kept, "less") if kept < cfg.cca.min_kept else (cfg.cca.max_kept, "more")
+    bound, side = (cfg.cca.min_kept, "less") if kept / tried < cfg.cca.min_kept else (cfg.cca.max_kept, "more")
     which = "min_kept" if side == "less" else "max_kept"
-    low, high = number(calibration.low), number(calibration.high)
-    raise KeptOutOfBounds(
-        f"{round(kept * scores.size):,} of {scores.size:,} scored tiles ({kept:.2%}) are kept, {side} than cca.{which} "
-        f"{bound:g} allows: no pair is published as usable. Threshold {number(calibration.threshold)} (rule "
-        f"{calibration.rule}, beta {calibration.beta:g}, from {low} to {high}):\n"
-        f"{histogram(scores, calibration.threshold)}\n"
-        f"One outlier can do this. Try jobs/collect.py --reselect --dry-run --set cca.rule=quantile, or another cca.beta: "
-        f"no image is read again. If this share is what you want, set cca.{which}."
+    told = (
+        f"{kept:,} of {tried:,} scored tiles ({kept / tried:.2%}) are kept, {side} than cca.{which} {bound:g} allows: no pair "
+        f"is published as usable."
     )
+    if scores.size < tried:
+        told += (
+            f" The extractor gave {tried - scores.size:,} of them no finite score (reason not_scored in "
+            f"collect/verdicts.parquet): look at its weights and at those tiles."
+        )
+    if calibration:
+        low, high = number(calibration.low), number(calibration.high)
+        told += (
+            f" Threshold {number(calibration.threshold)} (rule {calibration.rule}, beta {calibration.beta:g}, from {low} to "
+            f"{high}):\n{histogram(scores, calibration.threshold)}\nOne outlier can do this. Try jobs/collect.py --reselect "
+            f"--dry-run --set cca.rule=quantile, or another cca.beta: no image is read again."
+        )
+        if calibration.version:
+            told += (
+                f" These tiles are judged by calibration {calibration.version}; --recalibrate makes a new one of them."
+            )
+    raise KeptOutOfBounds(f"{told} If this share is what you want, set cca.{which}.")
 
 
 def put_drift(cfg: Config, found: Drift) -> str:

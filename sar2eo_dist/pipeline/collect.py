@@ -79,12 +79,17 @@ def reselect(cfg: Config, opts: Options) -> Summary:
     found = members(cfg.cca)
     if opts.dry_run and cfg.cca.rule == "reference" and found.mark and not has(cfg, found):
         raise ConfigError("the cloud set is not built yet: run jobs/reference.py with this config first")
-    change = selection.preview(cfg, scored_by(cfg, found), _own(cfg, found))
+    anew = opts.recalibrate or opts.fresh
+    change = selection.preview(cfg, scored_by(cfg, found), _own(cfg, found), anew)
     print(change.text(), flush=True)
     if opts.dry_run:
         return Summary(STAGE, "planned", planned=change.gaps, seconds=time.monotonic() - begin)
     table, rejected = archive.stored(cfg)
     summary = _settle(cfg, opts, about, table, rejected, found)
+    if change.gaps:
+        final, _ = archive.stored(cfg)
+        change = selection.compare(table, final["reason"].to_numpy(), np.zeros(len(final), bool), lambda: final["key"])
+        print(f"with the new scores, {change.text()}", flush=True)
     return write_summary(cfg, dataclasses.replace(summary, seconds=time.monotonic() - begin))
 
 
@@ -121,8 +126,8 @@ def _settle(
             status="partial" if scores.quarantined else summary.status,
         )  # fmt: skip
     anew = opts.recalibrate or opts.fresh
-    facts = about | {"whole": about["whole"] and not summary.quarantined}
-    outputs, counts = selection.publish(cfg, table, rejected, facts, mark, anew, _own(cfg, found))
+    whole = about["whole"] and not summary.quarantined
+    outputs, counts = selection.publish(cfg, table, rejected, about, mark, whole, anew, _own(cfg, found))
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
 
 
@@ -138,24 +143,28 @@ def _own(cfg: Config, found: Members) -> npt.NDArray[np.float64]:
 def _rescore(cfg: Config, opts: Options, table: pa.Table, gaps: npt.NDArray[np.bool_], found: Members) -> Summary:
     """Score the tiles that pass stages 1 and 2 now and have no score of this reference: units of their own."""
     mark = scored_by(cfg, found)
-    refs = table.filter(pa.array(gaps)).select(["key", *schema(TileRef).names])
+    refs = manifest.as_listed(table.filter(pa.array(gaps)).select(["key", *schema(TileRef).names]))
     folder = storage.absolute(storage.join(cfg.run.out, f"{STAGE}/scores/{mark[:12]}/manifest"))
     slices = list(manifest.write(manifest.cut([refs], cfg.cca.slice), folder))
     print(
         f"{STAGE}: {len(refs):,} tiles pass stages 1 and 2 without a score of this cloud set: scoring them", flush=True
     )
     plan = {u.id: (u, s) for s in slices if (u := Unit(archive.SCORE, s.key, mark, s.inputs))}
-    return _run(cfg, dataclasses.replace(opts, dry_run=False, limit=0), archive.SCORE, plan, found)
+    corpus = selection.passing(table, selection.screened(table, cfg.cca))
+    of = -(-int(corpus.sum()) // cfg.cca.slice)
+    return _run(cfg, dataclasses.replace(opts, dry_run=False, limit=0), archive.SCORE, plan, found, of)
 
 
-def _run(cfg: Config, opts: Options, stage: str, plan: dict[str, tuple[Unit, Slice]], found: Members) -> Summary:
+def _run(
+    cfg: Config, opts: Options, stage: str, plan: dict[str, tuple[Unit, Slice]], found: Members, of: int = 0
+) -> Summary:
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
         reference = built(cfg, found) if found.mark else ""
         folder = f"{STAGE}/slices" if stage == STAGE else f"{STAGE}/scores/{scored_by(cfg, found)[:12]}"
         yield from _stream(cfg, [plan[u.id] for u in todo], reference, scored_by(cfg, found), folder, attempt)
 
-    return run_stage(cfg, opts, stage, [u for u, _ in plan.values()], execute, "slices")
+    return run_stage(cfg, opts, stage, [u for u, _ in plan.values()], execute, "slices", of)
 
 
 def _stream(

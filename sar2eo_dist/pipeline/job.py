@@ -85,7 +85,7 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             try:
                 summary = verb(cfg, opts)
             except BaseException as e:
-                # a reselect that fails has published nothing: what was selected before still stands
+                # a reselect that fails before it publishes leaves what was selected before (archive.unfinished)
                 stands = opts.reselect and not isinstance(e, KeptOutOfBounds)
                 if not opts.dry_run and verb.__name__ in STAGES and not stands:
                     failed(cfg, verb.__name__, e)

@@ -64,6 +64,14 @@ def cut(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(parts)
 
 
+def as_listed(refs: pa.Table) -> pa.Table:
+    """Pointers that come by date and key in the order in which `scan` lists them: windows scene by scene, row by row."""
+    if not _scenes(refs):
+        return refs
+    at = list(zip(_scenes(refs), refs["rows"].to_pylist(), strict=True))
+    return refs.take(pa.array(sorted(range(len(at)), key=at.__getitem__)))
+
+
 def _scenes(table: pa.Table) -> list[str]:
     """The first file of each row where rows are windows of scenes; else nothing."""
     if not len(table) or table["kind"][0].as_py() != "scenes":

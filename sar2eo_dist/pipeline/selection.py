@@ -33,6 +33,7 @@ from sar2eo_dist.sources.ranged import ranged
 Bool = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.object_]
 NONE: npt.NDArray[np.float64] = np.empty(0)
+EXAMPLES = 3  # keys that a change names
 
 
 def screened(table: pa.Table, cca: CCA) -> Words:
@@ -69,14 +70,15 @@ def gaps(table: pa.Table, cca: CCA, mark: str) -> Bool:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """reason: (N,) of every tile; unscored: how many pass stages 1 and 2 without a score of this cloud set;
-    calibration, drift: of stage 3, None without one; scores: (n,) that were judged."""
+    """reason: (N,) of every tile; unscored: (N,) those that pass stages 1 and 2 without a score of this cloud set;
+    calibration, drift: of stage 3, None without one; scores: (n,) that were judged; tried: how many went to the extractor."""
 
     reason: Words
-    unscored: int
+    unscored: Bool
     calibration: Calibration | None
     drift: calibrations.Drift | None
     scores: npt.NDArray[np.float64]
+    tried: int
 
 
 def select(
@@ -85,22 +87,22 @@ def select(
     """All three stages over an archive. settle: (scores, their tiles' digests, score name) -> calibration and drift."""
     reason = screened(table, cca)
     if not mark:
-        return Selection(reason, 0, None, None, np.empty(0))
+        return Selection(reason, np.zeros(len(table), bool), None, None, NONE, 0)
     rows = passing(table, reason)
     score = table["score"].to_numpy()
     here = np.asarray(pc.equal(table["scored_by"], mark))
-    unscored = int((rows & ~here).sum())
+    unscored, tried = rows & ~here, int((rows & here).sum())
     judged = rows & here & np.isfinite(score)
     reason[rows & ~judged] = "not_scored"
     if not judged.any():
-        return Selection(reason, unscored, None, None, np.empty(0))
+        return Selection(reason, unscored, None, None, NONE, tried)
     part = pa.array(judged)
     name = table["score_name"].filter(part)[0].as_py()
     found, drift = settle(score[judged], lambda: table["digest"].filter(part).to_pylist(), name)
     dropped = judged.copy()
     dropped[judged] = ~decide(score[judged], found)
     reason[dropped] = "frechet"
-    return Selection(reason, unscored, found, drift, score[judged])
+    return Selection(reason, unscored, found, drift, score[judged], tried)
 
 
 def publish(
@@ -109,20 +111,28 @@ def publish(
     rejected: Sequence[Rejected],
     about: Mapping[str, Any],
     mark: str,
+    whole: bool,
     anew: bool = False,
     own: npt.NDArray[np.float64] = NONE,
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Calibrate, select, pair and write everything; return the paths and the counts.
 
-    about: what `collect` keeps of a run for a later `reselect`; "whole": False for a part of the plan, whose calibration is
+    about: what `collect` keeps of a run for a later `reselect`; whole: False for a part of the plan, whose calibration is
     not frozen; anew: make a new calibration; own: distances of the cloud set's own images.
-    Raises KeptOutOfBounds where the kept share of the scored tiles leaves `cca.min_kept`..`max_kept`, after everything is
-    written, so that the report can show why.
+    Raises KeptOutOfBounds where the kept share of the tiles that were scored leaves `cca.min_kept`..`max_kept`, after
+    everything is written, so that the report can show why. From the first write to the last the run folder says that it
+    is unfinished, so that a death between two of them leaves nothing that is trusted.
     """
     root, outputs = cfg.run.out, dict(archive.OUTPUTS)
-    found = select(
-        table, cfg.cca, mark, lambda s, d, n: calibrations.settle(cfg, s, d, n, mark, own, about["whole"], anew)
-    )
+
+    def settle(scores: npt.NDArray[np.float64], digests: Callable[[], list[str]], name: str) -> Any:
+        made = calibrations.foresee(cfg, scores, name, mark, own, anew)
+        archive.unfinished(cfg)
+        return calibrations.settle(cfg, made, scores, digests, whole)
+
+    found = select(table, cfg.cca, mark, settle)
+    if not found.calibration:
+        archive.unfinished(cfg)
     final = _with_reasons(table, found.reason)
     _put(root, outputs["verdicts"], final)
     _put(root, outputs["rejected"], to_table(rejected, Rejected))
@@ -138,14 +148,15 @@ def publish(
     _put(root, outputs["pairs"], pairs)
     _put(root, outputs["yield"], curve(sar, eo, cfg.pairing))
     storage.put(storage.join(root, archive.ABOUT), json.dumps(about, indent=1, sort_keys=True).encode())
-    if found.calibration:
-        calibrations.guard(cfg, found.scores, found.calibration)
+    if found.tried:
+        calibrations.guard(cfg, found.scores, found.calibration, found.tried)
     return outputs, _counts(final, rejected, pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What another choice changes. before, after: S2 tiles by reason; enter, leave: how many; examples: keys of some."""
+    """What another choice changes. before, after: S2 tiles by reason; enter, leave: how many, and keys of some; gaps: tiles
+    that pass stages 1 and 2 and have no score yet, which are among neither."""
 
     before: dict[str, int]
     after: dict[str, int]
@@ -168,32 +179,44 @@ class Change:
         for what, keys in (("enter", self.entering), ("leave", self.leaving)):
             lines += [f"  {what:5s} {k}" for k in keys]
         if self.gaps:
-            lines.append(f"  {self.gaps:,} of those that would pass have no score yet: they are read and scored first")
+            lines.append(f"  {self.gaps:,} more are undecided: they pass stages 1 and 2 and have no score yet")
         return "\n".join(lines)
 
 
-def preview(cfg: Config, mark: str, own: npt.NDArray[np.float64] = NONE, examples: int = 3) -> Change:
-    """What the config would change in the published selection: read and decided, nothing written.
-
-    Tiles without a score count as entering none: their score is not known.
-    """
+def preview(cfg: Config, mark: str, own: npt.NDArray[np.float64] = NONE, anew: bool = False) -> Change:
+    """What the config would change in the published selection: read and decided, nothing written."""
     with ranged(storage.join(cfg.run.out, archive.OUTPUTS["verdicts"])) as f:
-        columns = [*MEASURED, "sensor", "reason", *archive.SCORES]
-        later = bool(mark and archive.later(cfg, mark))
-        words = ["sensor", "reason", "qa60_state", "score_name", "scored_by"]
-        table = pq.read_table(f, columns=[*columns, *(("key", "digest") if later else ())], read_dictionary=words)
-        for name in ("score_name", "scored_by") if later else ():
-            table = archive.put_column(table, name, table[name].cast(pa.string()))
-        table = archive.with_scores(cfg, table, mark) if later else table
-        old = _words(table["reason"])
-        found = select(table, cfg.cca, mark, lambda s, _, n: (calibrations.foresee(cfg, s, n, mark, own), None))
-        eo = np.asarray(pc.equal(table["sensor"], S2))
-        enter, leave = (eo & (a == KEPT) & (b != KEPT) for a, b in ((found.reason, old), (old, found.reason)))
-        some = [np.flatnonzero(x)[:examples] for x in (enter, leave)]
-        keys = pq.read_table(f, columns=["key"])["key"] if any(s.size for s in some) else None
-    named = [tuple(keys[int(i)].as_py() for i in s) if keys is not None else () for s in some]
-    before, after = (dict(zip(*_tally(x[eo]), strict=True)) for x in (old, found.reason))
-    return Change(before, after, int(enter.sum()), int(leave.sum()), named[0], named[1], found.unscored)
+
+        def read(*more: str) -> pa.Table:
+            words = ["sensor", "reason", "qa60_state", *(() if more else ("score_name", "scored_by"))]
+            return pq.read_table(
+                f, columns=[*MEASURED, "sensor", "reason", *archive.SCORES, *more], read_dictionary=words
+            )
+
+        def chosen(table: pa.Table) -> Selection:
+            return select(
+                table, cfg.cca, mark, lambda s, _, n: (calibrations.foresee(cfg, s, n, mark, own, anew), None)
+            )
+
+        table = read()
+        found = chosen(table)
+        if found.unscored.any():  # as `collect` does: they may have one that the archive does not show
+            table = archive.with_scores(cfg, read("key", "digest"), mark, inline=True)
+            found = chosen(table)
+        return compare(table, found.reason, found.unscored, lambda: pq.read_table(f, columns=["key"])["key"])
+
+
+def compare(before: pa.Table, reason: Words, unscored: Bool, keys: Callable[[], pa.ChunkedArray]) -> Change:
+    """From verdicts as they were published to their reasons now; keys: of all of them, asked for where they are shown."""
+    old, eo = _words(before["reason"]), np.asarray(pc.equal(before["sensor"], S2))
+    now = np.where(unscored, "undecided", reason)
+    enter = eo & (now == KEPT) & (old != KEPT)
+    leave = eo & (old == KEPT) & (now != KEPT) & ~unscored
+    some = [np.flatnonzero(x)[:EXAMPLES].tolist() for x in (enter, leave)]
+    every = keys() if any(some) else None
+    named = [tuple(every[i].as_py() for i in s) if every is not None else () for s in some]
+    was, will = (dict(zip(*_tally(x[eo]), strict=True)) for x in (old, now))
+    return Change(was, will, int(enter.sum()), int(leave.sum()), named[0], named[1], int(unscored.sum()))
 
 
 def _tally(words: Words) -> tuple[list[str], list[int]]:
@@ -207,8 +230,10 @@ def _with_reasons(table: pa.Table, reason: Words) -> pa.Table:
     if not changed.size:
         return table
     detail = _words(table["detail"])
-    rows = table.select(MEASURED).take(pa.array(changed)).to_pylist()
-    for at, row in zip(changed.tolist(), rows, strict=True):
+    detail[changed] = ""
+    told = changed[np.isin(reason[changed], profile.EXPLAINED)]
+    rows = table.select(MEASURED).take(pa.array(told)).to_pylist()
+    for at, row in zip(told.tolist(), rows, strict=True):
         detail[at] = profile.explain(reason[at], row)
     for name, words in (("reason", reason), ("detail", detail)):
         table = archive.put_column(table, name, pa.array(words, pa.string()))

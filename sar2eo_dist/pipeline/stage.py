@@ -105,10 +105,13 @@ def now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
 
-def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], execute: Execute, noun: str) -> Summary:
+def run_stage(
+    cfg: Config, opts: Options, stage: str, units: Sequence[Unit], execute: Execute, noun: str, of: int = 0
+) -> Summary:
     """Run what the ledger does not have, retry what fails, quarantine what keeps failing.
 
-    Raises TooManyFailures where more than `run.tolerance` of the plan is quarantined, Unavailable where the store is down.
+    of: units of the whole work that these are what is left of, for the tolerance; 0: these are all. Raises TooManyFailures
+    where more than `run.tolerance` of the plan is quarantined, Unavailable where the store is down.
     """
     ledger, started, clock = Ledger(cfg.run.out), now(), time.monotonic()
     planned = list(units)[: opts.limit] if opts.limit else list(units)
@@ -172,7 +175,7 @@ def run_stage(cfg: Config, opts: Options, stage: str, units: Sequence[Unit], exe
         sum(e.bytes_out for e in entries), started, now(), outputs_digest(entries), dict(sorted(counts.items())), {},
         machine(),
     )  # fmt: skip
-    if len(quarantined) > cfg.run.tolerance * len(planned):
+    if len(quarantined) > cfg.run.tolerance * max(of, len(planned)):
         write_summary(cfg, dataclasses.replace(summary, status="failed"))
         first = quarantined[0]
         raise TooManyFailures(

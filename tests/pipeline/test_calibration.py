@@ -25,6 +25,20 @@ def config(out: Path, *more: str) -> Config:
     return load(overrides=[f"run.out={out}", *more])
 
 
+def settled(
+    cfg: Config,
+    scores: np.ndarray,
+    digests: Callable[[], list[str]],
+    name: str,
+    mark: str,
+    own: np.ndarray,
+    whole: bool,
+    anew: bool,
+) -> tuple[Calibration, module.Drift | None]:
+    """As `selection.publish` does."""
+    return settle(cfg, module.foresee(cfg, scores, name, mark, own, anew), scores, digests, whole)
+
+
 def units(*sizes: int) -> Callable[[], list[str]]:
     """Digests of so many tiles."""
     return lambda: [f"t{i}" for i in range(sum(sizes))]
@@ -32,11 +46,11 @@ def units(*sizes: int) -> Callable[[], list[str]]:
 
 def test_the_first_run_freezes_and_increments_reuse(tmp_path: Path) -> None:
     cfg, first = config(tmp_path), RNG.normal(100, 10, 500)
-    made, off = settle(cfg, first, units(250, 250), "fid", "mark", NONE, True, False)
+    made, off = settled(cfg, first, units(250, 250), "fid", "mark", NONE, True, False)
     assert (made.version, made.count, off) == (1, 500, None)
     assert made.kept == pytest.approx(np.mean(first >= made.threshold))
     more = np.concatenate([first, RNG.normal(100, 10, 300), [1e6]])
-    again, off = settle(cfg, more, units(250, 250, 301), "fid", "mark", NONE, True, False)
+    again, off = settled(cfg, more, units(250, 250, 301), "fid", "mark", NONE, True, False)
     assert again == made, "one outlier in an increment moved a frozen threshold"
     assert off is not None
     assert (off.version, off.count) == (1, 301)
@@ -47,45 +61,45 @@ def test_the_first_run_freezes_and_increments_reuse(tmp_path: Path) -> None:
 def test_another_rule_is_another_version_and_the_old_one_stays(tmp_path: Path) -> None:
     scores = RNG.normal(100, 10, 500)
     for version, setting in enumerate(("cca.beta=0.4", "cca.beta=0.5", "cca.rule=otsu"), 1):
-        found, _ = settle(config(tmp_path, setting), scores, units(500), "fid", "mark", NONE, True, False)
+        found, _ = settled(config(tmp_path, setting), scores, units(500), "fid", "mark", NONE, True, False)
         assert found.version == version
     assert sorted(p.name for p in (tmp_path / "collect/calibrations").glob("*.json")) == [
         f"000{v}.json" for v in (1, 2, 3)
     ]
-    back, _ = settle(config(tmp_path, "cca.beta=0.4"), scores, units(500), "fid", "mark", NONE, True, False)
+    back, _ = settled(config(tmp_path, "cca.beta=0.4"), scores, units(500), "fid", "mark", NONE, True, False)
     assert back.version == 1, "an earlier choice finds its calibration again"
-    anew, off = settle(config(tmp_path, "cca.rule=otsu"), scores, units(500), "fid", "mark", NONE, True, True)
+    anew, off = settled(config(tmp_path, "cca.rule=otsu"), scores, units(500), "fid", "mark", NONE, True, True)
     assert (anew.version, off) == (4, None)
 
 
 def test_other_scores_are_calibrated_anew(tmp_path: Path) -> None:
     cfg, scores = config(tmp_path), RNG.normal(100, 10, 50)
-    settle(cfg, scores, units(50), "fid", "mark", NONE, True, False)
-    assert settle(cfg, scores, units(50), "fid", "other set", NONE, True, False)[0].version == 2
+    settled(cfg, scores, units(50), "fid", "mark", NONE, True, False)
+    assert settled(cfg, scores, units(50), "fid", "other set", NONE, True, False)[0].version == 2
 
 
 def test_part_of_a_plan_freezes_nothing(tmp_path: Path) -> None:
     cfg = config(tmp_path)
-    part, _ = settle(cfg, RNG.normal(100, 10, 50), units(50), "fid", "mark", NONE, False, False)
+    part, _ = settled(cfg, RNG.normal(100, 10, 50), units(50), "fid", "mark", NONE, False, False)
     assert part.version == 0
-    whole, _ = settle(cfg, RNG.normal(100, 10, 500), units(500), "fid", "mark", NONE, True, False)
+    whole, _ = settled(cfg, RNG.normal(100, 10, 500), units(500), "fid", "mark", NONE, True, False)
     assert (whole.version, whole.count) == (1, 500)
 
 
 def test_a_given_calibration_is_used_as_it_is_or_refused(tmp_path: Path) -> None:
     scores = RNG.normal(100, 10, 500)
-    made, _ = settle(config(tmp_path / "a"), scores, units(500), "fid", "mark", NONE, True, False)
+    made, _ = settled(config(tmp_path / "a"), scores, units(500), "fid", "mark", NONE, True, False)
     cfg = config(tmp_path / "b", f"cca.calibration={tmp_path / 'a' / CURRENT}", "cca.beta=0.9")
-    found, off = settle(cfg, scores + 30, lambda: [f"new{i}" for i in range(500)], "fid", "mark", NONE, True, False)
+    found, off = settled(cfg, scores + 30, lambda: [f"new{i}" for i in range(500)], "fid", "mark", NONE, True, False)
     assert found == made
     assert off is not None
     assert "DRIFT" in off.line(0.1)
     assert not list((tmp_path / "b").glob("collect/calibrations/*"))
     with pytest.raises(ConfigError, match=r"is of fid scores made by mark, these are fd_x made by mark: use"):
-        settle(cfg, scores, units(500), "fd_x", "mark", NONE, True, False)
+        settled(cfg, scores, units(500), "fd_x", "mark", NONE, True, False)
     (tmp_path / "bad.json").write_text('{"beta": 1}')
     with pytest.raises(ConfigError, match=r"no calibration .*bad\.json"):
-        settle(
+        settled(
             config(tmp_path, f"cca.calibration={tmp_path / 'bad.json'}"),
             scores,
             units(500),
@@ -127,18 +141,31 @@ def test_few_scores_tell_nothing() -> None:
 def test_a_kept_share_outside_the_bounds_stops_with_the_histogram(tmp_path: Path) -> None:
     scores = np.append(RNG.normal(200, 5, 9999), 900.0)  # one outlier among ten thousand drops every clear image
     cfg = config(tmp_path)
-    made, _ = settle(cfg, scores, units(10_000), "fid", "mark", NONE, True, False)
+    made, _ = settled(cfg, scores, units(10_000), "fid", "mark", NONE, True, False)
     with pytest.raises(
         Sar2EoError, match=r"1 of 10,000 scored tiles \(0\.01%\) are kept, less than cca\.min_kept"
     ) as e:
-        guard(cfg, scores, made)
+        guard(cfg, scores, made, len(scores))
     assert "█" in str(e.value)
     assert "<- threshold" in str(e.value)
     assert "--reselect" in str(e.value)
+    assert made.version == 0, "a calibration that is refused must not last"
+    assert settled(cfg, scores[:-1], units(9999), "fid", "mark", NONE, True, False)[0].version == 1
     quantile = config(tmp_path, "cca.rule=quantile")
-    guard(quantile, scores, settle(quantile, scores, units(10_000), "fid", "mark", NONE, True, False)[0])
+    guard(quantile, scores, settled(quantile, scores, units(10_000), "fid", "mark", NONE, True, False)[0], len(scores))
     with pytest.raises(Sar2EoError, match=r"more than cca\.max_kept 0\.5"):
-        guard(config(tmp_path, "cca.max_kept=0.5", "cca.beta=-1"), scores, dataclasses.replace(made, threshold=-1))
+        guard(
+            config(tmp_path, "cca.max_kept=0.5", "cca.beta=-1"), scores, dataclasses.replace(made, threshold=-1), 10_000
+        )
+
+
+def test_tiles_without_a_finite_score_count_as_dropped(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "cca.min_kept=0.5")
+    made, _ = settled(cfg, np.full(1, 5.0), units(1), "fid", "mark", NONE, True, False)
+    with pytest.raises(Sar2EoError, match=r"1 of 100 scored tiles .*99 of them no finite score"):
+        guard(cfg, np.full(1, 5.0), made, 100)
+    with pytest.raises(Sar2EoError, match=r"0 of 100 scored tiles .*100 of them no finite score"):
+        guard(cfg, NONE, None, 100)
 
 
 def test_json_round_trip() -> None:
@@ -149,26 +176,26 @@ def test_json_round_trip() -> None:
 
 def test_other_survivors_are_calibrated_anew(tmp_path: Path) -> None:
     scores = RNG.normal(100, 10, 500)
-    settle(config(tmp_path), scores, units(500), "fid", "mark", NONE, True, False)
-    looser = config(tmp_path, "cca.brightness_min=0")
-    found, _ = settle(looser, np.append(scores, 500.0), units(501), "fid", "mark", NONE, True, False)
+    settled(config(tmp_path), scores, units(500), "fid", "mark", NONE, True, False)
+    looser = config(tmp_path, "cca.brightness_min=0", "cca.min_kept=0")
+    found, _ = settled(looser, np.append(scores, 500.0), units(501), "fid", "mark", NONE, True, False)
     assert (found.version, found.high) == (2, 500.0)
 
 
 def test_a_part_of_a_plan_hides_no_frozen_calibration(tmp_path: Path) -> None:
     cfg, scores = config(tmp_path), RNG.normal(100, 10, 500)
-    frozen, _ = settle(cfg, scores, units(500), "fid", "mark", NONE, True, False)
-    settle(config(tmp_path, "cca.beta=0.7"), scores[:50], units(50), "fid", "mark", NONE, False, False)
+    frozen, _ = settled(cfg, scores, units(500), "fid", "mark", NONE, True, False)
+    settled(config(tmp_path, "cca.beta=0.7"), scores[:50], units(50), "fid", "mark", NONE, False, False)
     (tmp_path / CURRENT).unlink()  # no stage 3 in between
-    assert settle(cfg, scores, units(500), "fid", "mark", NONE, True, False)[0] == frozen
+    assert settled(cfg, scores, units(500), "fid", "mark", NONE, True, False)[0] == frozen
 
 
 def test_only_new_tiles_drift(tmp_path: Path) -> None:
     cfg, scores = config(tmp_path), RNG.normal(100, 10, 5000)
-    settle(cfg, scores, units(5000), "fid", "mark", NONE, True, False)
+    settled(cfg, scores, units(5000), "fid", "mark", NONE, True, False)
     more = np.concatenate([RNG.normal(160, 10, 200), scores])
     digests = [f"new{i}" for i in range(200)] + [f"t{i}" for i in range(5000)]
-    _, off = settle(cfg, more, lambda: digests, "fid", "mark", NONE, True, False)
+    _, off = settled(cfg, more, lambda: digests, "fid", "mark", NONE, True, False)
     assert off is not None
     assert 195 <= off.count <= 200
     assert off.distance > 0.9

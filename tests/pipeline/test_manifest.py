@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -52,6 +53,16 @@ def test_a_slice_never_holds_two_scenes() -> None:
     found = list(manifest.cut(tables(refs(95, "scenes", files=10), 30), 40))
     assert [len({u for row in t["uris"].to_pylist() for u in row}) for t in found] == [1] * len(found)
     assert len(found) >= 10
+
+
+def test_windows_by_date_go_back_to_the_order_of_their_scenes() -> None:
+    whole = pa.concat_tables(tables(refs(95, "scenes", files=10), 30))
+    whole = manifest.as_listed(whole)
+    mixed = whole.take(np.random.default_rng(0).permutation(len(whole)))
+    assert manifest.as_listed(mixed).equals(whole)
+    assert len(list(manifest.cut([mixed], 40))) > 50 > len(list(manifest.cut([manifest.as_listed(mixed)], 40)))
+    plain = pa.concat_tables(tables(refs(20), 30))
+    assert manifest.as_listed(plain) is plain
 
 
 def test_written_slices_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

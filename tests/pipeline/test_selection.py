@@ -15,7 +15,7 @@ import pytest
 from sar2eo_dist import storage
 from sar2eo_dist.cca.reference import Reference
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.errors import KeptOutOfBounds
+from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, Sar2EoError
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.models.extractors import extractor
 from sar2eo_dist.pipeline import archive, selection
@@ -23,10 +23,10 @@ from sar2eo_dist.pipeline import collect as collecting
 from sar2eo_dist.pipeline.calibration import CURRENT, from_json
 from sar2eo_dist.pipeline.job import main
 from sar2eo_dist.pipeline.members import members
-from sar2eo_dist.pipeline.stage import Summary
+from sar2eo_dist.pipeline.stage import Summary, read_summary
 from sar2eo_dist.records import Pair, Rejected, Unit, Verdict, from_table, place_key, schema, to_table
 
-WHOLE = {"whole": True}
+ABOUT = {"whole": True}
 CLEAR = {
     "valid_fraction": 1.0, "qa60_state": "clear", "qa60_fraction": 0.0, "qa60_any": 0.0, "max_dn": 2500.0,
     "alpha_fraction": 0.0, "contrast": 900.0, "brightness": 60.0, "dark_fraction": 0.01, "dark_released": 0.01,
@@ -75,7 +75,7 @@ def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
     table, twice = archive.merge(cfg, put(tmp_path, rows[1::2], rows[0::2]))
     assert twice == []
     rejected = [Rejected("s2", "x", "bad_date", "month 13")]
-    outputs, counts = selection.publish(cfg, table, rejected, WHOLE, "")
+    outputs, counts = selection.publish(cfg, table, rejected, ABOUT, "", True)
     assert counts == {
         "S1 tiles": 5, "S2 tiles": 5, "S1 usable": 4, "S2 kept": 4, "unusable files": 1, "pairs": 3, "pairs train": 3,
     }  # fmt: skip
@@ -94,10 +94,55 @@ def test_slices_become_one_table_pairs_and_their_yield(tmp_path: Path) -> None:
     assert [curve["combinations"][d] for d in (7, 8, 9, 11, 18, 30)] == [3, 4, 5, 6, 7, 8]
 
 
+def test_of_a_tile_in_two_scenes_the_one_with_more_data_counts(tmp_path: Path) -> None:
+    torn, half, good = verdict("s2", 1, 0, "unreadable"), verdict("s2", 1, 0, valid_fraction=0.5), verdict("s2", 1, 0)
+    parts = [[dataclasses.replace(v, uris=(name,))] for v, name in ((torn, "a"), (half, "b"), (good, "c"), (good, "d"))]
+    table, twice = archive.merge(config(tmp_path), put(tmp_path, *parts))
+    assert table["uris"].to_pylist() == [["c"]]
+    assert [(r.uri, r.reason) for r in twice] == [("d", "duplicate"), ("b", "duplicate"), ("a", "duplicate")]
+
+
+def test_rows_are_moved_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "ROWS", 3)
+    rows = [verdict("s2", d, 0) for d in range(10)]
+    table, _ = archive.merge(config(tmp_path), put(tmp_path, rows[5:], rows[:5]))
+    assert table.schema == schema(Verdict)
+    assert table.select(["key", "bands", "light", "digest"]).equals(
+        to_table(rows, Verdict).select(["key", "bands", "light", "digest"])
+    )
+
+
+def test_a_death_while_publishing_leaves_nothing_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tmp_path)
+    table, _ = archive.merge(cfg, put(tmp_path, scored(1.0, 2.0)))
+    selection.publish(cfg, table, [], ABOUT, "m", True)
+    assert archive.about(cfg) == ABOUT
+    for at in range(1, 6):
+        calls, real, other = iter(range(1, 99)), storage.put, config(tmp_path, "cca.beta=0.6")
+
+        def dies(uri: str, data: bytes, at: int = at, calls: object = calls, real: object = real) -> None:
+            if "summary" not in uri and next(calls) == at:  # type: ignore[call-overload]
+                raise OSError("no space")
+            real(uri, data)  # type: ignore[operator]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "put", dies)
+            with pytest.raises(OSError, match="no space"):
+                selection.publish(other, table, [], ABOUT, "m", True)
+        with pytest.raises(ConfigError, match="no archive to choose from"):
+            archive.about(cfg)
+        with pytest.raises(Sar2EoError, match="'failed': run jobs/collect"):
+            read_summary(cfg, "collect")
+    selection.publish(cfg, table, [], ABOUT, "m", True)
+    assert archive.about(cfg) == ABOUT
+
+
 def test_an_empty_archive_is_published_too(tmp_path: Path) -> None:
     cfg = load(None, [f"run.out={tmp_path}"])
     table, _ = archive.merge(cfg, [])
-    outputs, counts = selection.publish(cfg, table, [], WHOLE, "")
+    outputs, counts = selection.publish(cfg, table, [], ABOUT, "", True)
     assert counts == {
         "S1 tiles": 0, "S2 tiles": 0, "S1 usable": 0, "S2 kept": 0, "unusable files": 0, "pairs": 0,
     }  # fmt: skip
@@ -118,7 +163,7 @@ def test_stage_3_and_choosing_again(tmp_path: Path) -> None:
     rows += [verdict("s2", 9, 0, brightness=5.0), verdict("s2", 10, 0, "unreadable")]
     cfg = config(tmp_path)
     table, _ = archive.merge(cfg, put(tmp_path, rows))
-    outputs, counts = selection.publish(cfg, table, [], WHOLE, "m")
+    outputs, counts = selection.publish(cfg, table, [], ABOUT, "m", True)
     assert counts["S2 kept"] == 4  # 1.0 + 2.0 x 0.4 = 1.8
     reasons = {v.key[-2:]: (v.reason, v.detail) for v in read(tmp_path, outputs)}
     assert reasons["10"] == ("brightness", "mean V 5.00")
@@ -132,13 +177,13 @@ def test_stage_3_and_choosing_again(tmp_path: Path) -> None:
     assert len(change.leaving) == 2
     assert (tmp_path / "collect/verdicts.parquet").read_bytes() == before
     assert from_json((tmp_path / CURRENT).read_bytes(), "").version == 1
-    _, counts = selection.publish(stricter, archive.stored(stricter)[0], [], WHOLE, "m")
+    _, counts = selection.publish(stricter, archive.stored(stricter)[0], [], ABOUT, "m", True)
     assert counts["S2 kept"] == 2
     assert from_json((tmp_path / CURRENT).read_bytes(), "").version == 2
     looser = config(tmp_path, "cca.brightness_min=1")
     change = selection.preview(looser, "m")
     assert change.gaps == 1
-    assert "1 of those that would pass have no score yet" in change.text()
+    assert "1 more are undecided" in change.text()
 
 
 def test_another_profile_is_another_filter_on_the_same_numbers(tmp_path: Path) -> None:
@@ -176,6 +221,9 @@ def test_scores_that_came_later_fill_the_gaps(tmp_path: Path) -> None:
     assert not selection.gaps(full, cfg.cca, "m").any()
     assert sorted(full["score"].to_pylist()) == [1.0, 2.0, 3.0, 4.0]
     assert full.schema == table.schema
+    torn = tmp_path / f"collect/scores/m/{unit.id}.parquet"
+    torn.write_bytes(torn.read_bytes()[:200])
+    assert selection.gaps(archive.with_scores(cfg, table, "m"), cfg.cca, "m").sum() == 2, "torn: scored again"
     other = archive.with_scores(cfg, table, "another")
     np.testing.assert_array_equal(other["score"].to_numpy(), table["score"].to_numpy())
 
@@ -184,7 +232,7 @@ def test_a_tile_that_got_no_score_is_never_kept(tmp_path: Path) -> None:
     rows = [*scored(1.0, 2.0, float("nan")), verdict("s2", 9, 0)]
     cfg = config(tmp_path)
     table, _ = archive.merge(cfg, put(tmp_path, rows))
-    outputs, counts = selection.publish(cfg, table, [], WHOLE, "m")
+    outputs, counts = selection.publish(cfg, table, [], ABOUT, "m", True)
     assert counts["S2 kept"] == 1
     assert [v.reason for v in read(tmp_path, outputs)] == ["frechet", "", "not_scored", "not_scored"]
 
@@ -193,7 +241,7 @@ def test_a_kept_share_out_of_bounds_stops_after_everything_is_written(tmp_path: 
     cfg = config(tmp_path, "cca.min_kept=0.5")
     table, _ = archive.merge(cfg, put(tmp_path, scored(*([200.0] * 9), 900.0)))
     with pytest.raises(KeptOutOfBounds, match=r"1 of 10 scored tiles"):
-        selection.publish(cfg, table, [], WHOLE, "m")
+        selection.publish(cfg, table, [], ABOUT, "m", True)
     assert (tmp_path / "collect/pairs.parquet").exists()
 
 
@@ -230,7 +278,7 @@ def test_the_guards_advice_works(tmp_path: Path, capsys: pytest.CaptureFixture[s
     about = {"whole": True, "fingerprint": collecting._measured_as(cfg)}
     about["summary"] = dataclasses.asdict(Summary("collect", "complete"))
     with pytest.raises(KeptOutOfBounds, match="--reselect --dry-run --set cca.rule=quantile"):
-        selection.publish(cfg, table, [], about, mark)
+        selection.publish(cfg, table, [], about, mark, True)
 
     def job(*more: str) -> int:
         argv = [part for s in [*sets, *more] if not s.startswith("--") for part in ("--set", s)]
