@@ -120,19 +120,35 @@ def load(path: str | None = None, overrides: Iterable[str] = ()) -> Config:
     tree: dict[str, Any] = {}
     if path:
         try:
-            tree = yaml.safe_load(Path(path).read_text()) or {}
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as e:
             raise ConfigError(f"cannot read config {path}: {e.strerror}") from e
-        except yaml.YAMLError as e:
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise ConfigError(f"config {path} is not YAML: {e}") from e
         if not isinstance(tree, dict):
             raise ConfigError(f"config {path} must be a mapping of sections, not a {type(tree).__name__}")
+    written = dict(tree["cca"]) if isinstance(tree.get("cca"), dict) else {}
     for item in overrides:
         _set(tree, item)
     try:
+        _another_profile(tree, written)
         return Config.model_validate(tree)
     except ValidationError as e:
         raise ConfigError("\n".join(_explain(err) for err in e.errors())) from None
+
+
+def _another_profile(tree: dict[str, Any], written: dict[str, Any]) -> None:
+    """An override of `cca.profile` over a file with another one: what the file says by that other one's defaults goes.
+
+    A run folder's config states every key: without this, `--set cca.profile=` would change the name alone.
+    """
+    old = written.get("profile", "paper")
+    if not written or tree["cca"].get("profile", "paper") == old:
+        return
+    defaults = CCA.model_validate({"profile": old}).model_dump()
+    for key, value in written.items():
+        if key != "profile" and tree["cca"].get(key) == value == defaults.get(key):
+            del tree["cca"][key]
 
 
 def _set(tree: dict[str, Any], item: str) -> None:

@@ -96,7 +96,7 @@ class CCA(Section):
     )
     light_min: float = Field(
         0.0, description="DN that 9 tenths of a tile must reach, else it is night; recommended: 80, below the darkest water "
-        "by day (reflectance 0.01) and above the synthetic world's night"
+        "by day (reflectance 0.01) and above the synthetic world's deep night (its dusk reaches 100 to 240)"
     )  # fmt: skip
     white_dn: int = Field(
         900, ge=0, description="DN of B2 above which a pixel may be cloud: forest covered to 1/7 (physics)"
@@ -109,7 +109,7 @@ class CCA(Section):
     )
     white_max_fraction: Fraction = Field(
         1.0, description="share allowed of white pixels in 3 x 3 blocks; recommended: 0.005, between the most that clear "
-        "ground of the synthetic world shows (0.001) and a cloud of 2 %"
+        "windows of the synthetic world show (0.0012 without any cloud) and a cloud of 2 %"
     )  # fmt: skip
     haze_max: float = Field(
         float("1e9"), description="DN of blue light too much that is allowed; reported in any case; 100 is visible haze"
@@ -144,7 +144,17 @@ class CCA(Section):
     @classmethod
     def _defaults(cls, tree: Any) -> Any:
         """The profile's defaults under what is given."""
-        return PROFILES.get(tree.get("profile", "paper"), {}) | tree if isinstance(tree, dict) else tree
+        return PROFILES.get(str(tree.get("profile", "paper")), {}) | tree if isinstance(tree, dict) else tree
+
+    @model_validator(mode="after")
+    def _possible(self) -> CCA:
+        if self.min_kept > self.max_kept:
+            raise ValueError(f"min_kept {self.min_kept:g} > max_kept {self.max_kept:g}: no share of tiles is allowed")
+        if self.rule == "reference" and not 0 <= self.beta <= 1:
+            raise ValueError(
+                f"beta {self.beta:g} with rule reference is a quantile of the cloud set's own distances: 0 to 1"
+            )
+        return self
 
 
 class Pairing(Section):

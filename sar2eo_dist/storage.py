@@ -172,7 +172,7 @@ def _s3_page(uri: str, token: str) -> tuple[list[Info], str]:
     fs, path = filesystem(uri)
     bucket, key, _ = fs.split_path(path)
     more = {"ContinuationToken": token} if token else {}
-    reply = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", **more)
+    reply = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", **more, **fs.req_kw)
     entries = [o | {"name": f"{bucket}/{o['Key']}", "size": o["Size"]} for o in reply.get("Contents", ())]
     if not entries and not token and key:
         fs.invalidate_cache()

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.sections import CCA
 
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
 
@@ -70,3 +73,23 @@ def test_fingerprint_moves_with_what_affects_results_and_only_with_it() -> None:
     assert load(overrides=["train.translate.log_every=3"]).fingerprint("train") == base.fingerprint("train")
     assert load(overrides=["scaling.median=5"]).fingerprint("train") != base.fingerprint("train")
     assert base.fingerprint("train") != base.fingerprint("translate")
+
+
+def test_another_profile_over_a_run_folders_config(tmp_path: Path) -> None:
+    """A run folder's config states every key: another profile brings its own defaults, and what a person set stays."""
+    first = load(None, ["cca.profile=recommended", "cca.beta=0.3"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    path = str(tmp_path / "config.yaml")
+    assert load(path) == first
+    assert load(path, ["cca.profile=paper"]).cca == CCA(profile="paper", beta=0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [(["cca.min_kept=0.9", "cca.max_kept=0.1"], "min_kept 0.9 > max_kept 0.1"),
+     (["cca.rule=reference", "cca.beta=1.5"], "beta 1.5 with rule reference"),
+     (["cca.profile=[a]"], "cca.profile")],
+)  # fmt: skip
+def test_what_no_run_can_meet_is_refused_at_once(given: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load(None, given)

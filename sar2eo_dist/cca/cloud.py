@@ -11,8 +11,9 @@ and smoke are no cloud either: too coloured, (max - min) / mean as in Fmask (Zhu
     B2 > white_dn  and  B2 > white_blue * B4  and  (max - min) / mean < white_spread
 
 and it counts if it lies in a 3 x 3 block of white pixels (a morphological opening): white roofs, sheds and glints are
-smaller than 30 m or make up a tiny share of a patch, clouds are larger than 50 m. Clear windows of the synthetic world
-show 0.08 % at most: a cloud over 2 % of a patch is 24 times that. 900 and 0.7 were first seen to part eight labelled
+smaller than 30 m or make up a tiny share of a patch, clouds are larger than 50 m. Windows of the synthetic world
+without any cloud show 0.12 % at most (252 windows labelled clear, seeds 909, 404 and 11; with the little cloud that the
+label allows, 0.33 %). 900 and 0.7 were first seen to part eight labelled
 patches, and the form of the rule was chosen with these and two labelled scenes in view: on them it was not tried blindly.
 
 Haze. Aerosol scatters blue more than red, while the ground's blue and red lie on one line, B2 = B4 / 2 + 100 DN (HOT,

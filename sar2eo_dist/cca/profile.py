@@ -186,7 +186,7 @@ _WORDS = {
     "brightness": "mean V {brightness:.2f}",
     "dark": "dark pixels: {dark_fraction:.4f}, as released {dark_released:.4f}",
     "partial": "data on {valid_fraction:.4f}",
-    "night": "nine tenths reach no more than DN {light:.0f}",
+    "night": "the darkest tenth ends at DN {light:.0f}",
     "white": "bright and white on {white_fraction:.4f}",
     "haze": "haze {haze:.0f} DN",
 }

@@ -32,7 +32,8 @@ from sar2eo_dist.sources.netcdf_index import Index, read_index, text_of
 
 KIND = "multiearth_netcdf"
 OPEN_FILES = 4  # kept open in one process
-_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)  # what h5py raises on torn or foreign files
+#: what h5py raises on torn or foreign files; and our index of them
+_H5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 from rasterio.warp import transform
 
 from sar2eo_dist import storage
@@ -31,6 +32,11 @@ from sar2eo_dist.sources.scene_layout import Files, acquisitions, product
 
 KIND = "scenes"
 HEADERS = 8  # scenes whose headers are read side by side
+ODD = (
+    RasterioError,
+    ValueError,
+    OverflowError,
+)  # of headers that say the impossible: a CRS without units, NaN, no UTF-8
 OPEN_SCENES = 2  # kept open by one thread
 STRIP = 16  # tiles of one row of the lattice that `read_many` reads at once
 #: scene classification (SCL): cloud of medium and of high probability, and thin cirrus, as bits of QA60. Shadow is none.
@@ -99,10 +105,14 @@ def _list(files: Files, sensor: str, units: str, quantity: str) -> Listed:
         return None, [Rejected(sensor, e.uri, e.reason, e.detail)]
     except NotFound as e:
         return None, [Rejected(sensor, e.uri, "unreadable", "gone since it was listed")]
+    except ODD as e:
+        return None, [Rejected(sensor, files.uri, "unreadable", f"header: {type(e).__name__}: {e}")]
     try:
         return _tiles(scene, sensor, (units, quantity)) if scene.bands else (None, [])
     except BadInput as e:
         return None, [Rejected(sensor, e.uri, e.reason, e.detail)]
+    except ODD as e:
+        return None, [Rejected(sensor, files.uri, "unreadable", f"header: {type(e).__name__}: {e}")]
     finally:
         scene.close()
 

@@ -22,6 +22,7 @@ from sar2eo_dist.cca.reference import Reference
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models.extractors import extractor
+from sar2eo_dist.pipeline import archive as archives
 from sar2eo_dist.pipeline import calibration as calibrations
 from sar2eo_dist.pipeline import collect as verb
 from sar2eo_dist.pipeline import manifest, selection
@@ -193,21 +194,22 @@ def test_choosing_again_among_a_million(tmp_path: Path) -> None:
     (out / "collect").mkdir(parents=True)
     pq.write_table(table, out / "collect/verdicts.parquet", compression="zstd")
     pq.write_table(to_table([], Rejected), out / "collect/rejected.parquet")
-    base = load(
-        overrides=[f"run.out={out}", "cca.extractor=efficientnet_lite0", "cca.reference=x", "cca.brightness_min=0"]
-    )
+    given = [f"run.out={out}", "cca.extractor=efficientnet_lite0", "cca.reference=x"]
+    own = np.sort(np.random.default_rng(2).normal(2, 0.3, 1000))
     score = table["score"].to_numpy()
     made = Calibration("fd_means", "range", 0.4, 1.0, 3.0, 1.8, len(score), "m", 1, 0.9,
                        tuple(np.quantile(score, np.linspace(0, 1, 101))))  # fmt: skip
     storage.put(str(out / calibrations.CURRENT), calibrations.to_json(made))
     for change in ("beta=0.5", "rule=quantile", "rule=otsu", "alpha_max_fraction=0.3", "profile=recommended"):
-        key, value = change.split("=")
-        cca = base.cca.model_validate(base.cca.model_dump(exclude=set()) | {key: value})
-        cfg = base.model_copy(update={"cca": cca})
+        cfg = load(overrides=[*given, f"cca.{change}"])
         begin = time.perf_counter()
-        found = selection.preview(cfg, "m")
+        found = selection.preview(cfg, "m", own)
         seconds = time.perf_counter() - begin
         print(f"\nreselect 1,000,000 rows, cca.{change}: {seconds:.2f} s; {found.text().splitlines()[0]}")
+    cfg = load(overrides=[*given, "cca.beta=0.5", "cca.min_kept=0"])
+    begin = time.perf_counter()
+    selection.publish(cfg, *archives.stored(cfg), {"whole": True}, "m", True)
+    print(f"\npublishing them anew, cca.beta=0.5: {time.perf_counter() - begin:.2f} s")
 
 
 def million(count: int = 1_000_000) -> pa.Table:

@@ -33,6 +33,7 @@ from scene_files import (
     refused,
     s1,
     s2,
+    scanned,
     window,
 )
 
@@ -187,3 +188,17 @@ def test_a_band_that_does_not_fit_is_named(root: str, case: str) -> None:
     bad = refused(root, "s2")
     assert (bad.uri, bad.reason) == (uri, reason)
     assert value in bad.detail
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"crs": 'LOCAL_CS["unknown"]'}, {"crs": "EPSG:4978"}, {"transform": rasterio.Affine(10, 0, np.nan, 0, -10, 0)},
+     {"transform": rasterio.Affine(10, 0, np.inf, 0, -10, 0)}],
+)  # fmt: skip
+def test_an_impossible_header_rejects_its_scene_and_no_other(root: str, odd: dict[str, object]) -> None:
+    put(root, f"{S2_NAME}.tif", cog(DN, RGB))
+    put(root, f"{S2_NAME.replace('20190606', '20190706')}.tif", cog(DN, RGB, **(PLAIN | odd)))
+    tiles, rejected = scanned(root, "s2")
+    assert len(tiles) == 2
+    assert len(rejected) == 1
+    assert rejected[0].reason in ("unreadable", "wrong_shape", "no_crs", "wrong_crs")
