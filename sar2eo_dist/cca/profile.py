@@ -162,7 +162,9 @@ def _rules(m: Mapping[str, Any], cfg: Thresholds) -> Iterator[tuple[str, Any]]:
     if cfg.profile == "none":
         return
     released = cfg.profile == "released"
-    yield "all_nodata", m["valid_fraction"] == 0
+    nothing = m["valid_fraction"] == 0
+    # the script has no such rule: to it a patch without any data is constant, and one with gaps like any other
+    yield "all_nodata", nothing & (m["contrast"] == 0) if released else nothing
     yield "qa60", m["qa60_any" if released else "qa60_fraction"] > cfg.qa60_max_fraction
     yield "constant", m["contrast"] == 0
     if cfg.alpha_max_fraction:

@@ -80,6 +80,16 @@ def test_decisions_equal_the_restated_methods(seed, power, flag, top, shape, con
     assert assess(bands, qa60, CCA(profile="none")).reason == ""
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 6)] * 2), st.floats(0, 1))
+def test_the_script_knows_no_missing_data(seed, shape, share):
+    """Zeros are values to it, also where no pixel has data in all bands; a band of one value is constant, all empty or not."""
+    rng = np.random.default_rng(seed)
+    bands = (rng.integers(1, 3000, (3, *shape)) * (rng.random((3, *shape)) < share)).astype(np.uint16)
+    found, wanted = assess(bands, None, CCA(profile="released")).reason, released(bands, None)
+    assert found == wanted or (found, wanted) == ("all_nodata", "constant")
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 12), st.integers(-2, 2), st.booleans(), st.integers(0, 255))
 def test_dark_shares_at_the_border(tenths, more, script, shine):
