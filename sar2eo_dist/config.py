@@ -15,9 +15,11 @@ from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.records import digest
 from sar2eo_dist.sections import (
     CCA,
+    Cost,
     Data,
     Evaluate,
     Export,
+    Mosaic,
     Pairing,
     Resources,
     Run,
@@ -37,7 +39,7 @@ _AFFECTS: dict[str, tuple[str, ...]] = {
     "collect": ("cca",),
     "shard": ("shard",),
     "train": ("train", "scaling", "speed"),
-    "translate": ("translate", "speed"),
+    "translate": ("mosaic", "translate", "speed"),
     "evaluate": ("evaluate", "speed"),
     "export": ("export", "scaling"),
 }
@@ -51,7 +53,7 @@ _NEUTRAL: dict[str, set[str]] = {
         "beta", "min_kept", "max_kept", "calibration", "drift_max", "pack", "threads", "slice",
     },
     "train": {"log_every", "checkpoint_every", "max_corrupt"},
-    "translate": {"quicklook", "slice"},
+    "translate": {"aoi", "bundles", "max_days", "nearest", "pairs", "quicklook", "slice"},
     "evaluate": {"slice"},
     "export": {"to", "slice"},
 }  # fmt: skip
@@ -70,18 +72,18 @@ class Config(Section):
     scaling: Scaling = Scaling()
     train: Train = Train()
     speed: Speed = Speed()
+    mosaic: Mosaic = Mosaic()
     translate: Translate = Translate()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     resources: Resources = Resources()
+    cost: Cost = Cost()
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
         for name, text in _strings(self.model_dump(), ""):
             if _SECRET.search(text):
                 raise ValueError(f"{name} carries credentials in its URI: use the environment or a profile instead")
-        if self.translate.overlap >= self.translate.window:
-            raise ValueError(f"translate.overlap {self.translate.overlap} >= translate.window {self.translate.window}")
         if self.split.val + self.split.test >= 1:
             raise ValueError(f"split.val {self.split.val} + split.test {self.split.test} leave nothing to train on")
         return self

@@ -23,7 +23,8 @@ from sar2eo_dist.records import Artifact, Unit, digest
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The completion of a unit. seconds: wall time of the attempt that completed; counts: what the stage counts."""
+    """The completion of a unit. seconds: wall time of the attempt that completed; counts: what the stage counts; steps:
+    seconds of each of its steps, where it has several that run apart."""
 
     unit: Unit
     outputs: tuple[Artifact, ...]
@@ -31,6 +32,7 @@ class Entry:
     bytes_in: int = 0
     attempt: int = 1
     counts: dict[str, int] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
 
     @property
     def bytes_out(self) -> int:
@@ -44,7 +46,8 @@ class Entry:
         tree = json.loads(data)
         unit = Unit(**{k: tree["unit"][k] for k in ("stage", "key", "fingerprint", "inputs")})
         outputs = tuple(Artifact(**a) for a in tree["outputs"])
-        return cls(unit, outputs, tree["seconds"], tree["bytes_in"], tree["attempt"], tree["counts"])
+        more = tree["counts"], tree.get("steps", {})
+        return cls(unit, outputs, tree["seconds"], tree["bytes_in"], tree["attempt"], *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,12 @@ class Ledger:
 
     def forget(self, units: Iterable[Unit]) -> None:
         """Take completions back (`--fresh`, or a failed audit): their data will be overwritten."""
-        for unit in units:
-            storage.delete(self._uri(unit.stage, unit.id))
+        self.retract((unit.stage, unit.id) for unit in units)
+
+    def retract(self, named: Iterable[tuple[str, str]]) -> None:
+        """The same by (stage, id)."""
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda n: storage.delete(self._uri(*n)), named))
 
     def audit(self, units: Sequence[Unit], rehash: bool = True) -> list[Fault]:
         """What is wrong with the outputs of completed units: missing, another size, or (with `rehash`) another sha256.

@@ -21,6 +21,7 @@ S1_BANDS = ("VV", "VH")
 S2_BANDS = ("B4", "B3", "B2")
 PATCH = 256  # side of a MultiEarth patch, pixels of 10 m
 KEPT = ""  # the `reason` of a tile that nothing rejects
+CITED = "stac-"  # how the digest of a SceneRef begins whose files were not listed
 
 #: reason -> what it means, in the order in which tiles meet them
 REASONS: dict[str, str] = {
@@ -216,13 +217,20 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class SceneRef:
-    """One geocoded S1 scene (VV, VH) as COG, without pixels.
+    """One geocoded S1 raster (VV, VH), without pixels.
 
-    crs: WKT or "EPSG:n"; transform: GDAL-order affine (a, b, c, d, e, f) of rasterio; units "db" or "linear";
-    quantity "sigma0" or "gamma0"; digest of URI, size, ETag or mtime.
+    uris        one raster with VV and VH; or two rasters, VV then VH; or one `.zarr` store
+    crs         "EPSG:n" or WKT
+    transform   affine (a, b, c, d, e, f) as rasterio has it: x = a col + b row + c, y = d col + e row + f
+    date        acquisition day (UTC), None where nothing says (a mosaic)
+    orbit       "ascending", "descending" or "unknown"; platform e.g. "S1A" or "unknown"
+    units       "db" or "linear"; quantity: "sigma0" or "gamma0"
+    digest      of what was listed (URI, size, ETag or mtime of each file); of what only a STAC item names, of the item's
+                identity: begins with CITED, and nothing says whether the files are still the same
+    footprint   ring of longitude and latitude, degrees: x0, y0, x1, y1, ...; empty = the raster's own rectangle
     """
 
-    uri: str
+    uris: tuple[str, ...]
     crs: str
     transform: tuple[float, float, float, float, float, float]
     width: int
@@ -232,8 +240,17 @@ class SceneRef:
     platform: str
     units: str
     quantity: str
-    nodata: float | None
     digest: str
+    footprint: tuple[float, ...] = ()
+
+    @property
+    def uri(self) -> str:
+        return self.uris[0]
+
+    @property
+    def listed(self) -> bool:
+        """The digest is of the files, so that a change shows."""
+        return not self.digest.startswith(CITED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +289,16 @@ _ARROW: dict[str, pa.DataType] = {
     "dt.date": pa.date32(),
     "tuple[str, ...]": pa.list_(pa.string()),
     "tuple[int, ...]": pa.list_(pa.int64()),
+    "tuple[float, ...]": pa.list_(pa.float64()),
+    "tuple[float, float, float, float, float, float]": pa.list_(pa.float64()),
+    "dt.date | None": pa.date32(),
 }
 
 
 def schema(record: type) -> pa.Schema:
-    """The Arrow schema of a record type: one column a field, in order, none nullable."""
-    return pa.schema([pa.field(f.name, _ARROW[str(f.type)], nullable=False) for f in dataclasses.fields(record)])
+    """The Arrow schema of a record type: one column a field, in order, nullable only where the field may be None."""
+    types = [(f.name, str(f.type)) for f in dataclasses.fields(record)]
+    return pa.schema([pa.field(name, _ARROW[t], nullable=t.endswith("| None")) for name, t in types])
 
 
 def to_table(rows: Sequence[Any], record: type) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -33,9 +34,13 @@ class Data(Section):
         "", description="folder_pair: folder of ready pairs, A and B or {split}_A and {split}_B; no collect"
     )
     target: str = Field("", description="MultiEarth target NetCDF (places and dates without images), for patch output")
-    scene: str = Field("", description="geocoded S1 scene (COG with VV, VH) to translate into a mosaic")
-    units: Literal["", "db", "linear"] = Field("", description="of the scene; empty = what its tags declare")
-    quantity: Literal["", "sigma0", "gamma0"] = Field("", description="of the scene; empty = what its tags declare")
+    scenes: str = Field(
+        "",
+        description="geocoded S1 to translate into a mosaic: a GeoTIFF, a folder of them, a list (.txt), STAC (.json: item, "
+        "ItemCollection, Collection, Catalog; .parquet: GeoParquet) or a zarr mosaic",
+    )
+    units: Literal["", "db", "linear"] = Field("", description="of the scenes; empty = what their tags declare")
+    quantity: Literal["", "sigma0", "gamma0"] = Field("", description="of the scenes; empty = what their tags declare")
     truth: str = Field("", description="synthetic world only: COG of the scene's cloud-free truth, for the report")
 
 
@@ -223,15 +228,73 @@ class Speed(Section):
     checkpointing: bool = Field(False, description="training keeps few activations and computes the others twice")
 
 
+class Mosaic(Section):
+    """Where the mosaic lies on the ground, and what its input is composed of."""
+
+    grid: str = Field(
+        "",
+        description="utm: native UTM zones, each pixel owned by one; EPSG:n of one UTM zone; empty = the pixel grid of "
+        "the input where that is one raster, else utm",
+    )
+    pixel: float = Field(10.0, gt=0, description="metres; of the grids utm and EPSG:n")
+    aoi: str = Field(
+        "",
+        description="area of interest: URI of a GeoJSON with polygons, or `amazon` (the basin's outline); empty = wherever "
+        "there are scenes. Only blocks that it touches are planned",
+    )
+    start: dt.date | None = Field(None, description="first acquisition day of the scenes used; undated ones always are")
+    end: dt.date | None = Field(None, description="last acquisition day")
+    orbit: Literal["both", "ascending", "descending"] = Field(
+        "both", description="both: composited apart, then averaged; of one direction: scenes of unknown orbit too"
+    )
+    composite: Literal["median", "mean"] = Field("median", description="over the dates of a pixel, in linear power")
+
+
 class Translate(Section):
+    bundles: tuple[str, ...] = Field(
+        (), description="URIs of the translator's and the enhancer's bundle; empty = those that this run folder trained"
+    )
+    statistics: Literal["window", "field", "exact"] = Field(
+        "field",
+        description="instance norm reads: field: statistics gathered first, interpolated; window: each window's own, "
+        "windows blended; exact: the whole scene's, by one worker in lock-step, for verification",
+    )
+    statistics_window: int = Field(2048, ge=64, description="side of a window that statistics are gathered in, pixels")
     window: int = Field(512, ge=32, description="side of a lattice window, pixels")
-    overlap: int = Field(256, ge=32, description="overlap of neighbouring windows, pixels")
+    halo: int = Field(96, ge=0, description="field, exact: pixels read around a window, clipped at the grid's edge")
+    overlap: int = Field(256, ge=32, description="statistics=window: overlap of neighbouring windows, pixels")
     block: int = Field(2048, ge=64, description="side of a block: one unit of work, one storage object")
-    statistics: Literal["window"] = "window"
+    batch: int = Field(1, ge=1, description="windows in one forward pass; fixed, so results are")
+    dtype: Literal["uint8", "uint16"] = Field("uint8", description="of the mosaic: colours of 0..255, or DN")
+    confidence: bool = Field(False, description="also write each pixel's expected error (see mosaic/confidence.py)")
     threads: int = Field(1, ge=1, description="CPU threads of one translator; fixed, so results are")
     max_days: int = Field(7, ge=0, description="patches: largest |target date - SAR date|")
+    nearest: int = Field(3, ge=1, description="patches: SAR images, and so images made, of one target at most")
     quicklook: int = Field(1024, ge=64, description="longest side of the quick-look, pixels")
     slice: int = Field(256, ge=1, description="patches in one unit of work")
+    pairs: bool = Field(False, description="also make the enhancement set: the translator's image of every pair")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Translate:
+        if self.statistics == "window":
+            if self.overlap >= self.window:
+                raise ValueError(f"translate.overlap {self.overlap} >= translate.window {self.window}")
+        elif self.block % self.window:
+            raise ValueError(
+                f"translate.block {self.block} is no multiple of translate.window {self.window}: a window belongs to one block"
+            )
+        return self
+
+
+class Cost(Section):
+    """Prices, for forecasts; 0 = not counted. None of it changes a result."""
+
+    currency: str = "USD"
+    gpu_hour: float = Field(0.0, ge=0, description="of one GPU with its node")
+    cpu_hour: float = Field(0.0, ge=0, description="of one CPU core")
+    put_1000: float = Field(0.0, ge=0, description="of 1,000 PUT requests")
+    get_1000: float = Field(0.0, ge=0, description="of 1,000 GET requests")
+    gb_month: float = Field(0.0, ge=0, description="of a GB stored for a month")
 
 
 class Evaluate(Section):

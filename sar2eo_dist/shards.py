@@ -91,16 +91,6 @@ def pair_arrays(count: int, samples: int) -> tuple[ArraySpec, ArraySpec, ArraySp
     )  # fmt: skip
 
 
-def mosaic_arrays(height: int, width: int, block: int) -> tuple[ArraySpec, ArraySpec]:
-    """The mosaic store: rgb (3, H, W) uint8 and valid (H, W) uint8 (1 = data), one object of each a block."""
-    chunk = math.gcd(block, 256)
-    return (
-        ArraySpec("rgb", (3, height, width), (3, block, block), (3, chunk, chunk), "uint8", ("band", "y", "x"), 0, "zstd",
-                  {"band": ["red", "green", "blue"]}),
-        ArraySpec("valid", (height, width), (block, block), (chunk, chunk), "uint8", ("y", "x"), 0, "zstd"),
-    )  # fmt: skip
-
-
 def write_template(
     root: str, store: str, arrays: tuple[ArraySpec, ...], attributes: Mapping[str, Any]
 ) -> list[Artifact]:

@@ -57,18 +57,6 @@ def test_shards_of_many_rows_and_columns_are_clipped_at_the_edges(
     np.testing.assert_array_equal(zarr.open_group(f"{root}/store", mode="r")["a"][:], data)
 
 
-def test_a_mosaic_block_at_the_edge_is_clipped(tmp_path: Path) -> None:
-    rgb, valid = shards.mosaic_arrays(100, 70, 64)
-    data = np.random.default_rng(0).integers(0, 255, rgb.shape).astype("uint8")
-    shards.write_template(str(tmp_path), "m", (rgb, valid), {"crs": "EPSG:32721"})
-    for _, r, c in np.ndindex(*rgb.grid):
-        shards.write_shard(str(tmp_path), "m", rgb, (0, r, c), data[:, r * 64 : r * 64 + 64, c * 64 : c * 64 + 64])
-    group = zarr.open_group(str(tmp_path / "m"), mode="r")
-    np.testing.assert_array_equal(group["rgb"][:], data)
-    assert group.attrs["crs"] == "EPSG:32721"
-    assert group["valid"][:].max() == 0  # never written: no data
-
-
 def test_unaligned_writes_are_refused_with_the_numbers(tmp_path: Path) -> None:
     s = spec((10, 4), (4, 4), (1, 4))
     for index, shape in (((0, 0), (3, 4)), ((2, 0), (4, 4)), ((0, 0), (5, 4))):

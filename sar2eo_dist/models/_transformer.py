@@ -40,6 +40,7 @@ class Attention(Tapped):
             part = self.taken(qkv)
             found = dict(zip(self.keys, (t.detach() for t in self.sums(part)), strict=True))
             self.found.update({**found, "count": pixels(part)})
+            self.end()
         with exact(x):
             lengths = q2.clamp_min(_TINY).sqrt().unsqueeze(-1) * k2.clamp_min(_TINY).sqrt().unsqueeze(-2)
             attention = (qk / lengths * self.temperature).softmax(dim=-1)  # (N, heads, C/heads, C/heads)

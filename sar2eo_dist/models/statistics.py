@@ -11,7 +11,8 @@ of q k^T, "q2" and "k2" (N, heads, c), sums of squares. Both: "count" (), pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +25,10 @@ Statistic = dict[str, Tensor]
 Source = Mapping[str, Mapping[str, Tensor]] | Callable[[str, tuple[int, int]], Mapping[str, Tensor]]
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass after the last layer that is wanted; `gather` alone raises and catches it."""
+
+
 class Tapped(nn.Module):
     """A layer with window statistics. `given` replaces them, `taken` receives them; both None as trained."""
 
@@ -31,6 +36,12 @@ class Tapped(nn.Module):
     given: Callable[[tuple[int, int]], Mapping[str, Tensor]] | None = None
     taken: Callable[[Tensor], Tensor] | None = None
     found: Statistic | None = None
+    last = False
+
+    def end(self) -> None:
+        """To be called once `found` is filled: stops the forward pass where nobody wants more of it."""
+        if self.last:
+            raise _EnoughError
 
     def outside(self, size: tuple[int, int]) -> list[Tensor]:
         """The given statistics in the order of `keys`. Raises ModelError naming what is missing."""
@@ -46,36 +57,53 @@ def layers(net: nn.Module) -> list[str]:
     return [name for name, _ in _layers(net)]
 
 
+def keys(net: nn.Module, name: str) -> tuple[str, ...]:
+    """What a layer's statistics are called, but for "count"."""
+    return dict(_layers(net))[name].keys
+
+
 @contextmanager
 def gather(
-    net: nn.Module, window: tuple[int, int] = (0, 0), core: tuple[int, int, int, int] | None = None
+    net: nn.Module,
+    window: tuple[int, int] = (0, 0),
+    core: tuple[int, int, int, int] | None = None,
+    only: Collection[str] | None = None,
+    last: str = "",
 ) -> Iterator[dict[str, Statistic]]:
     """The dictionary that forward passes within the context fill, layer by layer; the last pass counts.
 
     core: (top, bottom, left, right) rows and columns of the input that count, [top, bottom) and [left, right), of an
-    input of `window` = (H, W) pixels; None = all of it. Raises ModelError where an edge falls between a layer's pixels.
+    input of `window` = (H, W) pixels; None = all of it. only: layers wanted, None = all; last: this layer's alone, and the
+    context ends quietly once a pass has met it. Raises ModelError where an edge falls between a layer's pixels.
     """
     found: dict[str, Statistic] = {}
     crop = _crop(window, core) if core else lambda x: x
-    with _set(net, "taken", lambda name: crop), _set(net, "found", lambda name: found.setdefault(name, {})):
+    only = [last] if last else only
+    with (
+        _set(net, "taken", lambda name: crop, only),
+        _set(net, "found", lambda name: found.setdefault(name, {}), only),
+        _set(net, "last", lambda name: name == last),
+        contextlib.suppress(_EnoughError),
+    ):
         yield found
 
 
 @contextmanager
-def use(net: nn.Module, source: Source) -> Iterator[None]:
+def use(net: nn.Module, source: Source, only: Collection[str] | None = None) -> Iterator[None]:
     """Within the context, `net` computes with the statistics of `source` instead of its input's own.
 
-    mean and var may be (N, C) or (1, C), or maps that broadcast with (N, C, h, w). Raises ModelError: a layer is absent.
+    mean and var may be (N, C) or (1, C), or maps that broadcast with (N, C, h, w). only: the layers that do so, the others
+    as trained; None = all. Raises ModelError: a layer is absent.
     """
     if not callable(source):
-        missing = [name for name in layers(net) if name not in source]
+        missing = [name for name in (layers(net) if only is None else only) if name not in source]
         if missing:
             raise ModelError(f"statistics of {len(missing)} layers are missing, first {missing[0]}: gather them first")
 
     def given(name: str) -> Callable[[tuple[int, int]], Mapping[str, Tensor]]:
         return (lambda size: source(name, size)) if callable(source) else (lambda size: source[name])
 
-    with _set(net, "given", given):
+    with _set(net, "given", given, only):
         yield
 
 
@@ -126,12 +154,14 @@ def _layers(net: nn.Module) -> list[tuple[str, Tapped]]:
 
 
 @contextmanager
-def _set(net: nn.Module, attribute: str, value: Callable[[str], object]) -> Iterator[None]:
-    taps = _layers(net)
+def _set(
+    net: nn.Module, attribute: str, value: Callable[[str], object], only: Collection[str] | None = None
+) -> Iterator[None]:
+    taps = [(name, layer) for name, layer in _layers(net) if only is None or name in only]
     try:
         for name, layer in taps:
             setattr(layer, attribute, value(name))
         yield
     finally:
         for _, layer in taps:
-            setattr(layer, attribute, None)
+            vars(layer).pop(attribute, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch
 from sar2eo_dist import storage
 from sar2eo_dist.cca.frechet import Reference, point_distance, position_distance, spatial_distance
 from sar2eo_dist.errors import ModelError
-from sar2eo_dist.models import bundle
+from sar2eo_dist.models import bundle, statistics
 from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.models.extractors import Extractor, extractor
 from sar2eo_dist.pipeline.judge import to_ipc
@@ -135,12 +136,32 @@ class Chain:
         self.info = loaded[0][1]
         self.scaling = Scaling.model_validate(self.info.scaling)
 
+    def scaled(self, dbs: Sequence[npt.NDArray[np.float32]]) -> torch.Tensor:
+        """(N, 3, h, w) float32 in [-1, 1] on the device, of N windows (2, h, w) dB of one size."""
+        return torch.from_numpy(np.stack([scale_sar(db, self.scaling) for db in dbs])).to(self.device)
+
+    def padded(self, k: int, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which network k pads an image."""
+        multiple: int = self.nets[k].multiple  # type: ignore[assignment]
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+    def run(
+        self,
+        dbs: Sequence[npt.NDArray[np.float32]],
+        given: Callable[[int], tuple[statistics.Source, Sequence[str]]] | None = None,
+    ) -> list[npt.NDArray[np.float32]]:
+        """Images (N, 3, h, w) float32 in [-1, 1] of N windows (2, h, w) dB of one size: one array after each network.
+
+        given: network -> the statistics that it uses, and the layers that do; None: each window's own.
+        """
+        x, images = self.scaled(dbs), []
+        with torch.inference_mode():
+            for k, net in enumerate(self.nets):
+                with statistics.use(net, *given(k)) if given else contextlib.nullcontext():
+                    x = net(x).clamp(-1, 1)
+                images.append(x.float().cpu().numpy())
+        return images
+
     def __call__(self, db: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
         """Images (3, h, w) float32 in [-1, 1] of one SAR window (2, h, w) dB: one after each network."""
-        x = torch.from_numpy(scale_sar(db, self.scaling))[None].to(self.device)
-        images = []
-        with torch.inference_mode():
-            for net in self.nets:
-                x = net(x).clamp(-1, 1)
-                images.append(x[0].float().cpu().numpy())
-        return images
+        return [image[0] for image in self.run([db])]

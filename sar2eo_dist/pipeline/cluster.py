@@ -108,10 +108,18 @@ class Feed:
     reader_cpus: float
 
 
-def feed(resources: Resources, threads: int, units: int, nodes: Sequence[tuple[float, float]], network: bool) -> Feed:
+def feed(
+    resources: Resources,
+    threads: int,
+    units: int,
+    nodes: Sequence[tuple[float, float]],
+    network: bool,
+    what: tuple[str, str] = ("extractors", "cca.threads"),
+) -> Feed:
     """Split a cluster between actors with a network and the read tasks that feed them.
 
-    nodes: (CPUs, GPUs) of each node; network: False where an actor computes next to nothing. Actors that may take every
+    nodes: (CPUs, GPUs) of each node; network: False where an actor computes next to nothing; what: how the actors and
+    their threads are called in the config. Actors that may take every
     CPU starve the tasks, and the job hangs without an error; so does one that loses a node, if restarted actors may take
     what is left. Hence on each node a reader's CPUs stay free, fewer than an actor wants. Raises ConfigError with the
     arithmetic.
@@ -136,14 +144,14 @@ def feed(resources: Resources, threads: int, units: int, nodes: Sequence[tuple[f
     free = cpus - n * each
     if not light and sum(int(c / each + 1e-9) for c in places) < n:
         raise ConfigError(
-            f"{n} extractors of {each:g} CPUs each do not fit on nodes of {', '.join(f'{c:g}' for c in places)} CPUs: the "
-            f"job would wait for ever. Lower cca.threads or resources.extractors, or add CPUs."
+            f"{n} {what[0]} of {each:g} CPUs each do not fit on nodes of {', '.join(f'{c:g}' for c in places)} CPUs: the "
+            f"job would wait for ever. Lower {what[1]} or resources.{what[0]}, or add CPUs."
         )
     readers = resources.readers or max(1, int(cpus) if light else math.ceil(cpus / 8))
     if free < reader - 1e-9:
         raise ConfigError(
-            f"{n} extractors x {each:g} CPUs = {n * each:g} of {cpus:g} CPUs leave {max(free, 0):g}, and a read task wants "
-            f"{reader:g}: nothing would feed them and the job would hang. Lower resources.extractors or cca.threads, or "
+            f"{n} {what[0]} x {each:g} CPUs = {n * each:g} of {cpus:g} CPUs leave {max(free, 0):g}, and a read task wants "
+            f"{reader:g}: nothing would feed them and the job would hang. Lower resources.{what[0]} or {what[1]}, or "
             f"add CPUs."
         )
     # 4 digits: Ray counts in ten-thousandths, and a sum rounded up would not fit

@@ -30,7 +30,7 @@ def with_world(cfg: Config) -> Config:
         return cfg
     root = folder(cfg)
     places = {
-        "s1": "sent1", "s2": "sent2", "target": "netcdf/target.nc", "scene": "scene/s1.tif", "truth": "scene/truth.tif",
+        "s1": "sent1", "s2": "sent2", "target": "netcdf/target.nc", "scenes": "scene/s1.tif", "truth": "scene/truth.tif",
     }  # fmt: skip
     data = {k: getattr(cfg.data, k) or storage.join(root, v) for k, v in places.items()}
     reference = cfg.cca.reference or storage.join(root, "reference")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -70,3 +72,54 @@ def run(
         )
     for row in done.iter_rows():
         yield pickle.loads(row["result"])  # noqa: S301 -- made by this run's own workers
+
+
+#: one step of a unit's work: (unit, its payload, what the step before made) -> what this one makes; the last an Entry
+Step = Callable[[Unit, Any, Any], Any]
+
+
+class _Step:
+    """Adapts a Step to rows that carry what the steps before made. A failure is carried to the end; nothing else stops."""
+
+    def __init__(self, name: str, make: Callable[[], Step]) -> None:
+        self.name, self.step = name, make()
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[bytes]]:
+        out = []
+        for head, cell in zip(batch["head"], batch["cell"], strict=True):
+            unit, payload, number = pickle.loads(head.as_buffer())  # noqa: S301 -- written by this run's own driver
+            value, steps = pickle.loads(cell.as_buffer())  # noqa: S301 -- made by this run's own workers
+            if not isinstance(value, Failure):
+                begin = time.monotonic()
+                value = attempt(unit, partial(self.step, unit, payload, value))  # type: ignore[arg-type]
+                steps |= {self.name: time.monotonic() - begin}
+                if isinstance(value, Entry):
+                    value = dataclasses.replace(value, seconds=sum(steps.values()), attempt=number, steps=steps)
+            out.append(pickle.dumps((value, steps), protocol=5))
+        return {"head": batch["head"].to_pylist(), "cell": out}
+
+
+def stream(
+    todo: Sequence[tuple[Unit, Any]], number: int, read: Step, make: Callable[[], Step], write: Step, feed: cluster.Feed
+) -> Iterator[Entry | Failure]:
+    """Results in the order of completion: `read` and `write` in tasks, the step of `make` between them in actors.
+
+    The three overlap: while an actor computes, the next units are read and the last ones written. How many wait is bounded
+    by Ray's object store.
+    """
+    rows = [{"head": pickle.dumps((unit, payload, number)), "cell": pickle.dumps((None, {}))} for unit, payload in todo]
+    one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    share = round(feed.reader_cpus / 2, 4)
+    tasks = {"compute": TaskPoolStrategy(feed.readers), "num_cpus": share} | cluster.TASKS
+    done = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(_Step("read", lambda: read), **one, **tasks)
+        .map_batches(
+            _Step, fn_constructor_args=("compute", make), **one,
+            compute=ActorPoolStrategy(min_size=feed.least, max_size=feed.actors),
+            num_cpus=feed.actor_cpus, num_gpus=feed.actor_gpus, **cluster.ACTORS,
+        )
+        .map_batches(_Step("write", lambda: write), **one, **tasks)
+    )  # fmt: skip
+    for row in done.iter_rows():
+        yield pickle.loads(row["cell"])[0]  # noqa: S301 -- made by this run's own workers

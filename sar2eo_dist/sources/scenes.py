@@ -1,6 +1,6 @@
-"""One geocoded Sentinel-1 scene (VV and VH in one raster, as a COG): what it is, and windows of it in dB.
+"""One geocoded Sentinel-1 raster: what it is, and windows of it in dB.
 
-Any fsspec URI, read through `raster`.
+VV and VH in one GeoTIFF (a COG, best), one a file, or in a zarr store (`zarr_scene`). Any fsspec URI.
 """
 
 from __future__ import annotations
@@ -9,63 +9,115 @@ import datetime as dt
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 
 from sar2eo_dist.errors import BadInput
-from sar2eo_dist.records import S1_BANDS, SceneRef
+from sar2eo_dist.records import S1_BANDS, S2_BANDS, SceneRef, digest
 from sar2eo_dist.sources.multiearth import date_fault, hide_nodata
 from sar2eo_dist.sources.raster import Raster
+from sar2eo_dist.sources.scene_layout import band_of, product
+from sar2eo_dist.sources.zarr_scene import ZarrScene, is_zarr, shared
 
 UNITS = ("db", "linear")
 QUANTITIES = ("sigma0", "gamma0")
-OPEN_SCENES = 2  # kept open by one thread
+ORBITS = ("ascending", "descending")
+OPEN_SCENES = 16  # kept open by one thread: the dates of a composite, read window after window
+SAME = 0.01  # pixels by which two statements of one geotransform may differ: rounding
 _local = threading.local()
 
 
-class _Opened(Raster):
-    """A raster and its bands of VV and VH."""
-
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self.bands = sar_bands(self.dataset, self.info.uri)
+class OtherSensor(BadInput):
+    """A raster whose bands are those of Sentinel-2."""
 
 
-def open_scene(uri: str, units: str = "", quantity: str = "") -> SceneRef:
+class _Files:
+    """VV and VH in one GeoTIFF or in two, open. For one thread. Raises BadInput, and storage's errors."""
+
+    def __init__(self, uris: Sequence[str]) -> None:
+        self._rasters: list[Raster] = []
+        try:
+            for uri in uris:
+                self._rasters.append(Raster(uri))
+                check_georeference(self._rasters[-1].dataset, self._rasters[-1].info.uri)
+            first = self._rasters[0]
+            self._bands = sar_bands(first.dataset, first.info.uri) if len(uris) == 1 else [1, 1]
+            for (raster, band), name in zip(self._planes(), S1_BANDS, strict=True):
+                check_dtype(raster.dataset, [band], raster.info.uri)
+                if len(uris) > 1 and raster.dataset.count != 1:
+                    detail = f"{name} has {raster.dataset.count} bands in one file, not 1"
+                    raise BadInput("wrong_shape", raster.info.uri, detail)
+            self.crs = first.dataset.crs
+            self.transform: tuple[float, ...] = first.dataset.transform[:6]
+            self.height, self.width = first.dataset.shape
+            for raster in self._rasters[1:]:
+                other = raster.dataset
+                if other.crs != self.crs or not _same_grid(
+                    (other.transform[:6], other.shape), (self.transform, first.dataset.shape)
+                ):
+                    detail = (
+                        f"VH is {other.shape} px at {other.transform[:6]}, VV {first.dataset.shape} at {self.transform}"
+                    )
+                    raise BadInput("wrong_shape", raster.info.uri, detail)
+        except BaseException:
+            self.close()
+            raise
+        self.uris = tuple(r.info.uri for r in self._rasters)
+        marks = [r.info.digest for r in self._rasters]
+        self.digest = marks[0] if len(marks) == 1 else digest(*marks)
+        self.tags = {k.upper(): v.strip() for k, v in first.dataset.tags().items()}
+        self.scales = [(r.dataset.scales[b - 1], r.dataset.offsets[b - 1]) for r, b in self._planes()]
+
+    def _planes(self) -> list[tuple[Raster, int]]:
+        return list(zip(self._rasters * (3 - len(self._rasters)), self._bands, strict=True))
+
+    def read(self, row: int, col: int, height: int, width: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        if len(self._rasters) == 1:
+            return self._rasters[0].read(self._bands, row, col, height, width)
+        parts = [raster.read([band], row, col, height, width) for raster, band in self._planes()]
+        return np.concatenate([raw for raw, _ in parts]), np.concatenate([valid for _, valid in parts])
+
+    def close(self) -> None:
+        for raster in self._rasters:
+            raster.close()
+
+
+def open_scene(uri: str | Sequence[str], units: str = "", quantity: str = "") -> SceneRef:
     """What a scene is, read from its header alone.
 
+    uri: of a GeoTIFF with VV and VH; of two, VV then VH, on one pixel grid; or of a `.zarr` store.
     units ("db", "linear") and quantity ("sigma0", "gamma0") come from the tags SAR2EO_UNITS and SAR2EO_QUANTITY unless
-    given; orbit, platform and date (ISO) from ORBIT, PLATFORM and DATE. Band descriptions VV and VH say which band is
-    which; without any, the first is VV and the second VH.
+    given; orbit, platform and date (ISO) from ORBIT, PLATFORM and DATE, else date and platform from a product's name in
+    the URI. Band descriptions VV and VH say which band is which; without any, the first is VV and the second VH.
 
     Raises BadInput: raw GRD (ground control points in place of a geotransform), no CRS, no geotransform, undeclared or
     unknown units or quantity (`unreadable`, the detail names which); `missing_band`, `wrong_dtype` (complex; integers
-    without a scale), `bad_date`; and storage's errors.
+    without a scale), `wrong_shape` (VV and VH on two grids), `bad_date`; and storage's errors.
     """
-    opened = _Opened(uri)
+    uris = (uri,) if isinstance(uri, str) else tuple(uri)
+    opened = _open(uris)
     try:
-        dataset, name = opened.dataset, opened.info.uri
-        check_georeference(dataset, name)
-        check_dtype(dataset, opened.bands, name)
-        tags = {k.upper(): v.strip() for k, v in dataset.tags().items()}
-        date = tag_date(tags.get("DATE", ""), name)
-        orbit = next((o for o in ("ascending", "descending") if o == tags.get("ORBIT", "").lower()), "unknown")
-        epsg = dataset.crs.to_epsg()
+        name, tags = uris[0], opened.tags
+        if isinstance(opened, _Files):
+            name, uris = opened.uris[0], opened.uris
+        said = product(name)
+        a, b, c, d, e, f = opened.transform
         return SceneRef(
-            uri=name,
-            crs=f"EPSG:{epsg}" if epsg else dataset.crs.to_wkt(),
-            transform=(*dataset.transform[:6],),
-            width=dataset.width,
-            height=dataset.height,
-            date=date,
-            orbit=orbit,
-            platform=tags.get("PLATFORM") or "unknown",
+            uris=uris,
+            crs=crs_name(opened.crs),
+            transform=(a, b, c, d, e, f),
+            width=opened.width,
+            height=opened.height,
+            date=tag_date(tags.get("DATE", ""), name) or said.date(name),
+            orbit=orbit_of(tags.get("ORBIT", "")),
+            platform=tags.get("PLATFORM") or said.platform,
             units=declared("units", units or tags.get("SAR2EO_UNITS", ""), UNITS, name),
             quantity=declared("quantity", quantity or tags.get("SAR2EO_QUANTITY", ""), QUANTITIES, name),
-            nodata=dataset.nodata,
-            digest=opened.info.digest,
+            digest=opened.digest,
         )
     finally:
         opened.close()
@@ -87,12 +139,14 @@ def read_window(scene: SceneRef, row: int, col: int, height: int, width: int) ->
         return out
     opened = _open_here(scene)
     try:
-        raw, valid = opened.read(opened.bands, top, left, bottom - top, right - left)
+        raw, valid = opened.read(top, left, bottom - top, right - left)
     except Exception:
         _forget(scene)  # GDAL may have kept half of what it asked for
         raise
-    scale = [(opened.dataset.scales[b - 1], opened.dataset.offsets[b - 1]) for b in opened.bands]
-    out[:, top - row : bottom - row, left - col : right - col] = decibel(raw, valid, scale, scene.units)
+    db = decibel(raw, valid, opened.scales, scene.units)
+    if db.shape == out.shape:
+        return db
+    out[:, top - row : bottom - row, left - col : right - col] = db
     return out
 
 
@@ -113,30 +167,78 @@ def decibel(
     return hide_nodata(values)
 
 
-def _open_here(scene: SceneRef) -> _Opened:
-    """This thread's open dataset of a scene."""
-    cache: OrderedDict[str, _Opened] = _local.__dict__.setdefault("cache", OrderedDict())
-    if scene.digest not in cache:
-        opened = _Opened(scene.uri)
-        if opened.info.digest != scene.digest:
+def _open(uris: Sequence[str]) -> _Files | ZarrScene:
+    return ZarrScene(uris[0]) if is_zarr(uris[0]) else _Files(uris)
+
+
+def _open_here(scene: SceneRef) -> _Files | ZarrScene:
+    """This thread's open files of a scene, or this process's open store."""
+    if is_zarr(scene.uri):
+        store = shared(scene.uri, scene.digest)
+        _check(store, scene)
+        return store
+    cache: OrderedDict[tuple[str, tuple[str, ...]], _Files] = _local.__dict__.setdefault("cache", OrderedDict())
+    key = scene.digest, scene.uris
+    if key not in cache:
+        opened = _Files(scene.uris)
+        try:
+            _check(opened, scene)
+        except BadInput:
             opened.close()
-            raise BadInput("unreadable", scene.uri, f"changed since it was opened ({opened.info.size} bytes now)")
-        cache[scene.digest] = opened
+            raise
+        cache[key] = opened
         if len(cache) > OPEN_SCENES:
             cache.popitem(last=False)[1].close()
-    cache.move_to_end(scene.digest)
-    return cache[scene.digest]
+    cache.move_to_end(key)
+    return cache[key]
+
+
+def _check(opened: _Files | ZarrScene, scene: SceneRef) -> None:
+    """What is open is what the reference says: the same files where they were listed, else the same pixel grid."""
+    if scene.listed:
+        if opened.digest != scene.digest:
+            raise BadInput("unreadable", scene.uri, "changed since it was opened (another size, ETag or mtime now)")
+        return
+    is_, said = (opened.transform, (opened.height, opened.width)), (scene.transform, (scene.height, scene.width))
+    crs = crs_name(opened.crs)
+    if not _same_grid(is_, said) or (crs != scene.crs and crs.startswith("EPSG:") and scene.crs.startswith("EPSG:")):
+        detail = f"{is_[1]} px of {crs} at {is_[0]}, where its STAC item says {said[1]} of {scene.crs} at {said[0]}"
+        raise BadInput("wrong_shape", scene.uri, detail)
+
+
+def _same_grid(one: tuple[Sequence[float], tuple[int, int]], other: tuple[Sequence[float], tuple[int, int]]) -> bool:
+    """Two (affine, (height, width)) put every pixel at the same place."""
+    (t, shape), (u, shape_too) = one, other
+    pixel = SAME * max(map(abs, (t[0], t[1], t[3], t[4])))
+    side = max(shape)
+    return shape == shape_too and all(
+        abs(p - q) * (1 if i in (2, 5) else side) <= pixel for i, (p, q) in enumerate(zip(t, u, strict=True))
+    )
 
 
 def _forget(scene: SceneRef) -> None:
-    opened = _local.cache.pop(scene.digest, None)
+    opened = getattr(_local, "cache", {}).pop((scene.digest, scene.uris), None)
     if opened:
         opened.close()
 
 
+def crs_name(crs: CRS) -> str:
+    """ "EPSG:n" where it has a number, else WKT."""
+    epsg = crs.to_epsg()
+    return f"EPSG:{epsg}" if epsg else str(crs.to_wkt())
+
+
+def orbit_of(text: str) -> str:
+    """ "ascending", "descending", or "unknown" of anything else."""
+    return text.lower() if text.lower() in ORBITS else "unknown"
+
+
 def sar_bands(dataset: Any, uri: str) -> list[int]:
-    """1-based bands of VV and VH."""
+    """1-based bands of VV and VH. Raises BadInput missing_band; OtherSensor where they are Sentinel-2's."""
     words = [set(re.split(r"[^A-Z0-9]+", (d or "").upper())) for d in dataset.descriptions]
+    said = {band_of(w) for each in words for w in each}
+    if said & set(S2_BANDS) and not said & set(S1_BANDS):
+        raise OtherSensor("missing_band", uri, f"bands are described as {dataset.descriptions}: Sentinel-2's")
     if dataset.count < 2:
         raise BadInput("missing_band", uri, f"{dataset.count} band, where VV and VH are needed")
     if not any(dataset.descriptions):

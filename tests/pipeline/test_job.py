@@ -220,9 +220,9 @@ def test_data_finds_both_layouts(tmp_path: Path) -> None:
 
 
 def test_the_synthetic_world_fills_in_what_is_not_set() -> None:
-    cfg = with_world(load(overrides=["synthetic.enabled=true", "data.scene=s3://b/x.tif", "data.units=db"]))
+    cfg = with_world(load(overrides=["synthetic.enabled=true", "data.scenes=s3://b/x.tif", "data.units=db"]))
     assert cfg.data.s1.endswith("/sent1")
-    assert cfg.data.scene == "s3://b/x.tif"
+    assert cfg.data.scenes == "s3://b/x.tif"
     assert cfg.data.units == "db"
     assert cfg.cca.reference.endswith("/reference")
     assert with_world(load()).data.s1 == ""

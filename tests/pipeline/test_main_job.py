@@ -123,7 +123,7 @@ def test_training_leaves_bundles_and_curves(main_job: Done) -> None:
 
 
 def test_the_mosaic_is_georeferenced_and_the_same_in_every_form(main_job: Done) -> None:
-    scene = scenes.open_scene(main_job.cfg.data.scene)
+    scene = scenes.open_scene(main_job.cfg.data.scenes)
     group = zarr.open_group(str(main_job.path("translate", "mosaic")), mode="r")
     rgb, valid = group["rgb"][:], group["valid"][:].astype(bool)
     assert rgb.shape == (3, 300, 420)
@@ -142,7 +142,7 @@ def test_the_mosaic_is_georeferenced_and_the_same_in_every_form(main_job: Done) 
 def test_a_mosaic_does_not_depend_on_its_blocks(main_job: Done) -> None:
     """Whole-scene blending, computed here in one block, equals what nine units wrote, bit for bit."""
     cfg = main_job.cfg
-    scene = scenes.open_scene(cfg.data.scene)
+    scene = scenes.open_scene(cfg.data.scenes)
     t = cfg.translate
     grid = Grid(scene.crs, scene.transform, scene.width, scene.height, t.window, t.overlap, 512, 16)
     chain = Chain([str(main_job.path("train", r)) for r in ("translate", "enhance")], t.threads, main_job.cfg.speed)
@@ -326,7 +326,7 @@ def test_refusals_before_anything_starts(main_job: Done, tmp_path: Path) -> None
 
 def test_a_mosaic_wants_fixed_scaling_and_its_own_quantity(main_job: Done) -> None:
     info = bundle.read(str(main_job.path("train", "translate")))
-    scene = scenes.open_scene(main_job.cfg.data.scene)
+    scene = scenes.open_scene(main_job.cfg.data.scenes)
     translate_stage.require_fit(info, scene)
     cfg = main_job.cfg
     other = cfg.model_copy(update={"data": cfg.data.model_copy(update={"quantity": "gamma0"})})

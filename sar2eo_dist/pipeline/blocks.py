@@ -1,0 +1,221 @@
+"""The work of a mosaic's units, in three steps that run apart: read (S1 composite, statistics), compute, write.
+
+A statistics window becomes one safetensors object; a block becomes one object of each array, one COG, one STAC item and
+one small look for the quick-look. Every step is a function of the unit, its payload and what the step before made.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+
+from sar2eo_dist import storage
+from sar2eo_dist.ledger import Entry
+from sar2eo_dist.mosaic import area, publish, stac, store
+from sar2eo_dist.mosaic.grid import Block, Grid, Window
+from sar2eo_dist.mosaic.pyramid import Pixels
+from sar2eo_dist.pipeline import windows
+from sar2eo_dist.pipeline.actors import Chain
+from sar2eo_dist.pipeline.windows import Sar
+from sar2eo_dist.radiometry import to_uint8, unscale_eo, validity
+from sar2eo_dist.records import SceneRef, Unit, from_table
+from sar2eo_dist.sections import Scaling, Speed
+from sar2eo_dist.sources import composite
+from sar2eo_dist.sources.ranged import ranged
+
+EXACT = "exact"  # key of the one statistics unit of statistics=exact
+COG = "image/tiff; application=geotiff; profile=cloud-optimized"
+COLOURS = ("red", "green", "blue")
+ATTRIBUTION = "Contains modified Copernicus Sentinel data"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One mosaic as its workers know it. folder: below root; scenes: its table of SceneRefs; properties: of every STAC
+    item; confidence: URI of a fitted confidence.Model, or ""."""
+
+    root: str
+    folder: str
+    grid: Grid
+    layout: store.Layout
+    lattice: Grid | None
+    scenes: str
+    composite: str
+    orbit: str
+    batch: int
+    dtype: str
+    look: int
+    bundles: tuple[str, ...]
+    threads: int
+    speed: Speed
+    confidence: str
+    properties: dict[str, Any]
+
+    @property
+    def store(self) -> str:
+        return f"{self.folder}/mosaic.zarr"
+
+    def cog(self, block: Block, band: str = "") -> str:
+        return f"{self.folder}/cog/{block.key}{band and '_' + band}.tif"
+
+    def look_of(self, block: Block) -> str:
+        return f"{self.folder}/looks/{block.key}.png"
+
+    def item(self, block: Block) -> str:
+        return f"{self.folder}/stac/{block.key}.json"
+
+    def statistics(self, key: str) -> str:
+        return f"{self.folder}/statistics/{key}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit of a mosaic. what: "statistics", "exact" or "block"; scenes: rows of the mosaic's scene table that touch
+    it; knots: (row, col) of the statistics windows around it that have scenes."""
+
+    what: str
+    row: int
+    col: int
+    scenes: tuple[int, ...]
+    knots: tuple[tuple[int, int], ...] = ()
+
+
+@functools.lru_cache(maxsize=2)
+def _table(uri: str) -> Any:
+    with ranged(uri) as f:
+        return pq.read_table(f)
+
+
+def scenes_of(frame: Frame, task: Task) -> list[SceneRef]:
+    """The SceneRefs that a unit is made from."""
+    return from_table(_table(storage.join(frame.root, frame.scenes)).take(list(task.scenes)), SceneRef)
+
+
+def sar(frame: Frame, refs: list[SceneRef], place: Window) -> Sar:
+    """The S1 composite of a place."""
+    db = composite.read(
+        refs, frame.grid.crs, frame.grid.transform, place.row, place.col, place.height, place.width,
+        frame.composite, frame.orbit,
+    )  # fmt: skip
+    return Sar(place.row, place.col, db)
+
+
+def read(unit: Unit, task: Task, _: None, *, frame: Frame) -> tuple[Any, Any]:
+    """(SAR of all that the unit reaches, statistics around it by window key)."""
+    refs = scenes_of(frame, task)
+    if task.what == EXACT:
+        return refs, None
+    if task.what == "statistics":
+        lattice = _lattice(frame)
+        return sar(frame, refs, lattice.around(lattice.at(task.row, task.col))), None
+    block = frame.grid.at(task.row, task.col)
+    found: dict[str, bytes] = {}
+    if frame.lattice is not None:
+        keys = [frame.lattice.at(*k).key for k in task.knots] or [EXACT]
+        found = {k: storage.read_bytes(storage.join(frame.root, frame.statistics(k))) for k in keys}
+    return sar(frame, refs, frame.grid.reach(block)), found
+
+
+class Compute:
+    """Both networks in one process: the middle step."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.chain = Chain(frame.bundles, frame.threads, frame.speed)
+        data = storage.read_bytes(frame.confidence) if frame.confidence else b""
+        self.confidence = None
+        if data:
+            from sar2eo_dist.mosaic.confidence import Model
+
+            self.confidence = Model.from_json(data.decode())
+
+    def __call__(self, unit: Unit, task: Task, value: tuple[Any, Any]) -> tuple[int, Any]:
+        """(bytes of pixels read, what `write` wants)."""
+        if task.what == EXACT:
+            refs, lattice = value[0], _lattice(self.frame)
+            return 0, bytes_of(windows.exact(self.chain, lattice, lambda b: sar(self.frame, refs, lattice.around(b))))
+        pixels: Sar = value[0]
+        if task.what == "statistics":
+            lattice = _lattice(self.frame)
+            return pixels.db.nbytes, bytes_of(
+                windows.gathered(self.chain, lattice, lattice.at(task.row, task.col), pixels)
+            )
+        return pixels.db.nbytes, self._block(task, pixels, {k: tensors_of(v) for k, v in value[1].items()})
+
+    def _block(self, task: Task, pixels: Sar, found: dict[str, Any]) -> tuple[Any, ...]:
+        """(image (3, h, w) uint8 or uint16, valid (h, w) bool, expected error (h, w) uint16 or None, windows run)."""
+        frame, grid, lattice = self.frame, self.frame.grid, self.frame.lattice
+        block = grid.at(task.row, task.col)
+        valid = validity(pixels.cut(block)) & area.owned(grid, block)
+        empty = {"weight": np.zeros(())}
+
+        def knots(place: Window) -> list[tuple[Block, Any]]:
+            assert lattice is not None  # noqa: S101 -- only a field asks
+            return [(b, found.get(b.key, empty)) for b in lattice.knots(place)]
+
+        given = None if lattice is None else found.get(EXACT, knots)
+        made = windows.images(self.chain, grid, block, pixels, given, lattice, frame.batch, self.confidence)
+        image = np.where(valid, made.image, np.float32(-1))
+        if frame.dtype == "uint16":
+            dn = np.rint(unscale_eo(image, Scaling(eo="fixed"))).astype(np.uint16)
+            colours: npt.NDArray[Any] = np.where(valid, dn, np.uint16(0))
+        else:
+            colours = to_uint8(image)
+        error = None if made.error is None else np.where(valid, made.error, np.uint16(0))
+        return colours, valid, error, made.windows
+
+
+def _lattice(frame: Frame) -> Grid:
+    if frame.lattice is None:
+        raise TypeError("a statistics unit of a mosaic without any")
+    return frame.lattice
+
+
+def write(unit: Unit, task: Task, value: tuple[int, Any], *, frame: Frame) -> Entry:
+    """Publish what was made; the entry names every object."""
+    size, made = value
+    if task.what != "block":
+        key = EXACT if task.what == EXACT else _lattice(frame).at(task.row, task.col).key
+        return Entry(unit, (storage.publish(frame.root, frame.statistics(key), made),), 0.0, size)
+    image, valid, error, ran = made
+    grid, block = frame.grid, frame.grid.at(task.row, task.col)
+    pixels = Pixels(image, valid, error)
+    outputs = list(store.write_block(frame.root, frame.store, frame.layout, 0, task.row, task.col, pixels))
+    where = (valid, grid.crs, grid.block_transform(block))
+    scale = store.DN_SCALE if frame.dtype == "uint16" else None
+    tags = {"UNIT": unit.id, "ATTRIBUTION": ATTRIBUTION}
+    files = {frame.cog(block): publish.cog_bytes(image, *where, scale, tags)}
+    if error is not None:
+        files[frame.cog(block, "error")] = publish.cog_bytes(error[None], *where, store.DN_SCALE, tags)
+    files[frame.look_of(block)] = publish.look_bytes(publish.look(image, valid, frame.look))
+    files[frame.item(block)] = _item(frame, unit, task, block, error is not None)
+    outputs += [storage.publish(frame.root, path, data) for path, data in files.items()]
+    counts = {"blocks": 1, "pixels": valid.size, "valid pixels": int(valid.sum()), "windows": ran}
+    if not valid.any():
+        counts["empty blocks"] = 1
+    return Entry(unit, tuple(outputs), 0.0, size, 1, counts)
+
+
+def _item(frame: Frame, unit: Unit, task: Task, block: Block, error: bool) -> bytes:
+    """The block's STAC item: where it lies, which files it has, what it is made from."""
+    refs = scenes_of(frame, task)
+    days = sorted(r.date for r in refs if r.date)
+    assets = {
+        "visual": stac.Asset(f"../cog/{storage.name(frame.cog(block))}", COG, ("data", "visual"), "Image", COLOURS)
+    }
+    if error:
+        href = f"../cog/{storage.name(frame.cog(block, 'error'))}"
+        assets["error"] = stac.Asset(href, COG, ("data",), "Expected absolute error")
+    assets["thumbnail"] = stac.Asset(f"../looks/{storage.name(frame.look_of(block))}", "image/png", ("thumbnail",))
+    return stac.item(
+        block.key, frame.grid.crs, frame.grid.block_transform(block), block.height, block.width, assets,
+        days[0] if days else None, days[-1] if days else None, frame.properties | {"sar2eo:unit": unit.id},
+        [uri for r in refs for uri in r.uris], (storage.name(frame.folder), "./collection.json"),
+    )  # fmt: skip
