@@ -49,7 +49,7 @@ def ranks(store: str, split: str) -> npt.NDArray[np.int64]:
         mark = (file.schema_arrow.metadata or {}).get(b"store", b"").decode()
     except (pa.ArrowException, OSError, KeyError) as e:
         raise Corrupt(uri, f"the index does not read: {e} ({AGAIN})") from e
-    count = _Array(store, "sar").count
+    count = StoredArray(store, "sar").count
     if mark != attributes.get("store") or table.num_rows != count:
         raise Corrupt(
             uri, f"the index ({table.num_rows} rows, of store {mark[:12] or '?'}) is not that of this store "
@@ -68,16 +68,16 @@ class PairReader:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._lock = threading.Lock()
-        self._open: tuple[_Array, ...] = ()
+        self._open: tuple[StoredArray, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PairReader, (self.uri,)
 
     @property
-    def _arrays(self) -> tuple[_Array, ...]:
+    def _arrays(self) -> tuple[StoredArray, ...]:
         with self._lock:
             if not self._open:
-                arrays = tuple(_Array(self.uri, name) for name in ARRAYS)
+                arrays = tuple(StoredArray(self.uri, name) for name in ARRAYS)
                 if len({(a.count, a.per_object) for a in arrays}) > 1:
                     shapes = ", ".join(f"{a.name} {a.count} by {a.per_object}" for a in arrays)
                     raise Corrupt(self.uri, f"the arrays of the pair store disagree on their samples ({shapes})")
@@ -108,24 +108,24 @@ class PairReader:
             number, first = divmod(at, per)
             last = min(first + stop - at, per)
             wanted = [a.object(number).locate(first, last) for a in arrays]
-            blocks = _fetch([w for w in wanted if isinstance(w, _Range)])
+            blocks = fetch([w for w in wanted if isinstance(w, Range)])
             for a, w, pixels in zip(arrays, wanted, out, strict=True):
                 held = a.object(number)
-                data = next(blocks) if isinstance(w, _Range) else w
+                data = next(blocks) if isinstance(w, Range) else w
                 for k in range(first, last):
-                    held.decode(a, data, w.start if isinstance(w, _Range) else 0, k, pixels[at - start + k - first])
+                    held.decode(a, data, w.start if isinstance(w, Range) else 0, k, pixels[at - start + k - first])
             at += last - first
         return out[0], out[1], out[2].view(np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
+class Range:
     held: _Object
     start: int
     stop: int
 
 
-def _fetch(ranges: list[_Range]) -> Any:
+def fetch(ranges: list[Range]) -> Any:
     """The bytes of some ranges, in order; from an object store side by side."""
     if all(r.held.file for r in ranges):
         return iter([r.held.file.read(r.start, r.stop) for r in ranges if r.held.file])
@@ -154,7 +154,7 @@ class _File:
             os.close(self.fd)
 
 
-class _Array:
+class StoredArray:
     """One array of the store: what its metadata say, and its shard objects."""
 
     def __init__(self, store: str, name: str) -> None:
@@ -228,7 +228,7 @@ class _Object:
             raise Corrupt(uri, f"the shard has {self.file.size} bytes, its index describes {size} ({AGAIN})")
         self.whole = tail if len(tail) == size else b""
 
-    def locate(self, first: int, last: int) -> _Range | bytes:
+    def locate(self, first: int, last: int) -> Range | bytes:
         """Where chunks [first, last) lie; the object itself where it is held whole."""
         entries = self.entries[first:last]
         if (entries[:, 0] < 0).any():
@@ -236,9 +236,9 @@ class _Object:
             raise Corrupt(self.uri, f"chunk {k} is not in its shard: it was never written")
         if self.whole:
             return self.whole
-        return _Range(self, int(entries[:, 0].min()), int(entries.sum(axis=1).max()))
+        return Range(self, int(entries[:, 0].min()), int(entries.sum(axis=1).max()))
 
-    def decode(self, array: _Array, data: bytes, offset: int, k: int, out: npt.NDArray[Any]) -> None:
+    def decode(self, array: StoredArray, data: bytes, offset: int, k: int, out: npt.NDArray[Any]) -> None:
         """Chunk k, from bytes that begin at `offset` of the object, into `out`. Raises Corrupt."""
         start, size = (int(n) for n in self.entries[k])
         chunk = data if size == len(data) else data[start - offset : start - offset + size]

@@ -35,9 +35,7 @@ class Data(Section):
     )
     target: str = Field("", description="MultiEarth target NetCDF (places and dates without images), for patch output")
     scenes: str = Field(
-        "",
-        description="geocoded S1 to translate into a mosaic: a GeoTIFF, a folder of them, a list (.txt), STAC (.json: item, "
-        "ItemCollection, Collection, Catalog; .parquet: GeoParquet) or a zarr mosaic",
+        "", description="geocoded S1 of a mosaic: a GeoTIFF, a folder, a list (.txt), STAC (.json, .parquet), a .zarr"
     )
     units: Literal["", "db", "linear"] = Field("", description="of the scenes; empty = what their tags declare")
     quantity: Literal["", "sigma0", "gamma0"] = Field("", description="of the scenes; empty = what their tags declare")
@@ -233,20 +231,17 @@ class Mosaic(Section):
 
     grid: str = Field(
         "",
-        description="utm: native UTM zones, each pixel owned by one; EPSG:n of one UTM zone; empty = the pixel grid of "
-        "the input where that is one raster, else utm",
+        description="utm: native zones, each pixel owned by one; EPSG:n of one zone; empty = that of the one raster, or utm",
     )
     pixel: float = Field(10.0, gt=0, description="metres; of the grids utm and EPSG:n")
     aoi: str = Field(
         "",
-        description="area of interest: URI of a GeoJSON with polygons, or `amazon` (the basin's outline); empty = wherever "
-        "there are scenes. Only blocks that it touches are planned",
+        description="only blocks that it touches: a GeoJSON with polygons, or `amazon` (the basin); empty = all with scenes",
     )
     start: dt.date | None = Field(None, description="first acquisition day of the scenes used; undated ones always are")
     end: dt.date | None = Field(None, description="last acquisition day")
-    orbit: Literal["both", "ascending", "descending"] = Field(
-        "both", description="both: composited apart, then averaged; of one direction: scenes of unknown orbit too"
-    )
+    #: both directions are composited apart, then averaged; one of them takes scenes of unknown orbit along
+    orbit: Literal["both", "ascending", "descending"] = "both"
     composite: Literal["median", "mean"] = Field("median", description="over the dates of a pixel, in linear power")
 
 
@@ -256,8 +251,8 @@ class Translate(Section):
     )
     statistics: Literal["window", "field", "exact"] = Field(
         "field",
-        description="instance norm reads: field: statistics gathered first, interpolated; window: each window's own, "
-        "windows blended; exact: the whole scene's, by one worker in lock-step, for verification",
+        description="of instance norm; field: gathered first, interpolated; window: each window's own, windows blended; "
+        "exact: of the whole scene, by one worker, for verification",
     )
     statistics_window: int = Field(2048, ge=64, description="side of a window that statistics are gathered in, pixels")
     window: int = Field(512, ge=32, description="side of a lattice window, pixels")
@@ -266,7 +261,7 @@ class Translate(Section):
     block: int = Field(2048, ge=64, description="side of a block: one unit of work, one storage object")
     batch: int = Field(1, ge=1, description="windows in one forward pass; fixed, so results are")
     dtype: Literal["uint8", "uint16"] = Field("uint8", description="of the mosaic: colours of 0..255, or DN")
-    confidence: bool = Field(False, description="also write each pixel's expected error (see mosaic/confidence.py)")
+    confidence: bool = Field(False, description="also write each pixel's expected error")
     threads: int = Field(1, ge=1, description="CPU threads of one translator; fixed, so results are")
     max_days: int = Field(7, ge=0, description="patches: largest |target date - SAR date|")
     nearest: int = Field(3, ge=1, description="patches: SAR images, and so images made, of one target at most")
@@ -280,14 +275,12 @@ class Translate(Section):
             if self.overlap >= self.window:
                 raise ValueError(f"translate.overlap {self.overlap} >= translate.window {self.window}")
         elif self.block % self.window:
-            raise ValueError(
-                f"translate.block {self.block} is no multiple of translate.window {self.window}: a window belongs to one block"
-            )
+            raise ValueError(f"translate.block {self.block} is no multiple of translate.window {self.window}")
         return self
 
 
 class Cost(Section):
-    """Prices, for forecasts; 0 = not counted. None of it changes a result."""
+    """Prices, for forecasts; 0 = not counted."""
 
     currency: str = "USD"
     gpu_hour: float = Field(0.0, ge=0, description="of one GPU with its node")
@@ -306,7 +299,7 @@ class Evaluate(Section):
 
 
 class Export(Section):
-    """Pairs as plain image folders (pix2pix style), for other people's trainers."""
+    """Pairs as image folders, for other people's trainers."""
 
     to: str = Field("", description="folder or URI to write {split}_A and {split}_B below; empty = below run.out")
     format: Literal["png", "tiff"] = Field("png", description="png: 8 bit, scaled as `scaling` says; tiff: dB and DN")

@@ -86,7 +86,7 @@ def source(places: Sequence[tuple[Field, int, int]], padded: tuple[int, int]) ->
     return given
 
 
-def _hats(knots: F64, at: F64) -> Tensor:
+def _hats(knots: F64, at: npt.NDArray[np.floating]) -> Tensor:
     """(points, knots) float32: bilinear weights of each knot at each point; rows add up to 1."""
     right = np.clip(np.searchsorted(knots, at, side="right"), 1, max(1, len(knots) - 1))
     out = np.zeros((len(at), len(knots)))

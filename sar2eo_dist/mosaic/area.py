@@ -40,7 +40,8 @@ def parse(data: bytes, uri: str) -> Any:
     west, south, east, north = area.bounds
     if west < -180 or east > 180 or south < -90 or north > 90:
         raise ConfigError(
-            f"an area of interest is in degrees of longitude and latitude, this spans {west:g}..{east:g}, {south:g}..{north:g}: {uri}"
+            f"an area of interest is in degrees of longitude and latitude, this spans {west:g}..{east:g}, "
+            f"{south:g}..{north:g}: {uri}"
         )
     return area
 
@@ -52,11 +53,7 @@ def zones(area: Any) -> list[tuple[int, bool]]:
     for zone in range(max(1, int((west + 180) // 6) + 1), min(60, int((east + 180) // 6) + 1) + 1):
         left = 6.0 * zone - 186
         for is_south, low, high in ((False, 0.0, 84.0), (True, -80.0, 0.0)):
-            if (
-                north >= low
-                and south <= high
-                and not shapely.box(left, low, left + 6, high).intersection(area).area == 0
-            ):
+            if north >= low and south <= high and shapely.box(left, low, left + 6, high).intersection(area).area > 0:
                 found.append((zone, is_south))
     return found
 
@@ -88,7 +85,8 @@ def blocks_in(grid: Grid, area: Any) -> npt.NDArray[np.bool_]:
         return found
     a, _, c, _, e, f = grid.transform
     left, bottom, right, top = area.bounds
-    first, last = ((np.array([x, y]) / grid.block).astype(int) for x, y in (((left - c) / a, (top - f) / e), ((right - c) / a, (bottom - f) / e)))  # fmt: skip
+    first = int((left - c) / a / grid.block), int((top - f) / e / grid.block)
+    last = int((right - c) / a / grid.block), int((bottom - f) / e / grid.block)
     span = np.s_[max(0, first[1]) : min(rows, last[1] + 1), max(0, first[0]) : min(cols, last[0] + 1)]
     rr, cc = (g[span].ravel() for g in np.mgrid[:rows, :cols])
     boxes = _boxes(grid, [grid.at(int(i), int(j)) for i, j in zip(rr, cc, strict=True)])
@@ -99,14 +97,14 @@ def blocks_in(grid: Grid, area: Any) -> npt.NDArray[np.bool_]:
 
 
 def touching(
-    grid: Grid, places: Sequence[Block | Window], footprints: Sequence[Any]
+    grid: Grid, places: Sequence[Block | Window], footprints: npt.NDArray[np.object_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """(starts (n + 1,), footprints (m,)): the footprints that touch place i are found[starts[i]:starts[i + 1]], ascending.
 
     footprints: polygons in the grid's CRS. An edge in common counts, for a scene's last pixel may be cut by rounding.
     """
     tree = shapely.STRtree(_boxes(grid, places))
-    scene, place = tree.query(np.asarray(footprints, object), predicate="intersects")
+    scene, place = tree.query(footprints, predicate="intersects")
     order = np.lexsort((scene, place))
     counts = np.bincount(place, minlength=len(places))
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), scene[order].astype(np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from sar2eo_dist.errors import ConfigError
 
@@ -180,7 +181,7 @@ def _between(start: int, end: int, side: int, count: int) -> range:
 _EAST, _NORTH, _SOUTH = (100_000, 900_000), (0, 9_400_000), (1_100_000, 10_000_000)
 
 
-def utm_grid(zone: int, south: bool, pixel: float, owned: bool = True, **lattice: int) -> Grid:
+def utm_grid(zone: int, south: bool, pixel: float, owned: bool = True, **lattice: Any) -> Grid:
     """The grid of one UTM zone: fixed, whatever is asked of it, so that block keys never move.
 
     zone: 1..60; south: the southern hemisphere (EPSG:327nn), else EPSG:326nn; pixel: metres; owned: only pixels between

@@ -39,10 +39,11 @@ def downsample(children: Sequence[Sequence[Pixels | None]], block: int, height: 
     first = found[0][2]
     for i, j, p in found:
         extent = min(block, height - i * block), min(block, width - j * block)
-        if p.valid.shape != extent or p.rgb.shape != (3, *extent) or p.rgb.dtype != first.rgb.dtype:
+        shapes = [p.rgb.shape[1:], p.valid.shape] + ([] if p.error is None else [p.error.shape])
+        kind, wanted = ((q.rgb.dtype.name, len(q.rgb), q.error is not None) for q in (p, first))
+        if any(s != extent for s in shapes) or kind != wanted:
             raise AlignmentError(
-                f"child ({i}, {j}) of {p.rgb.dtype} {p.rgb.shape} with valid {p.valid.shape}, where {first.rgb.dtype} of "
-                f"{extent} belongs"
+                f"child ({i}, {j}) is of {shapes}, {kind} (dtype, bands, has error), where {extent}, {wanted} belongs"
             )
 
     def whole(planes: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.uint32]:
@@ -61,12 +62,6 @@ def downsample(children: Sequence[Sequence[Pixels | None]], block: int, height: 
         total = whole([plane * mask for plane, mask in zip(planes, masks, strict=True)])
         return ((2 * total + share) // (2 * share)).astype(planes[0].dtype)
 
-    rgb = np.stack([mean([p.rgb[band] for _, _, p in found]) for band in range(3)])
-    error = None if first.error is None else mean([_error(p) for _, _, p in found])
-    return Pixels(rgb, count > 0, error)
-
-
-def _error(pixels: Pixels) -> DN:
-    if pixels.error is None:
-        raise AlignmentError("some children have an error band and some have none")
-    return pixels.error
+    rgb = np.stack([mean([p.rgb[band] for _, _, p in found]) for band in range(len(first.rgb))])
+    errors = [p.error for _, _, p in found if p.error is not None]
+    return Pixels(rgb, count > 0, mean(errors) if errors else None)

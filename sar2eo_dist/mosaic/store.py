@@ -238,9 +238,11 @@ def write_block(
     planes = [pixels.rgb, valid.view(np.uint8)] + ([] if pixels.error is None else [pixels.error])
     if any(p.shape[-2:] != extent for p in planes):
         raise AlignmentError(f"block ({row}, {col}) of level {level} is {extent}, not {[p.shape for p in planes]}")
+    pairs = list(zip(wanted, planes, strict=True))
+    pairs.append(pairs.pop(1))  # `valid` is the last: readers begin with it
     return tuple(
         shards.write_shard(root, store, spec, (0,) * (len(spec.shape) - 2) + (row, col), plane * valid.view(np.uint8))
-        for spec, plane in zip(wanted, planes, strict=True)
+        for spec, plane in pairs
     )
 
 

@@ -6,7 +6,9 @@ one small look for the quick-look. Every step is a function of the unit, its pay
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +60,27 @@ class Frame:
     confidence: str
     properties: dict[str, Any]
 
+    def to_json(self) -> bytes:
+        """All but the root: where a run folder lies is no part of what it holds."""
+        tree = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("root", "layout", "speed")
+        }
+        tree |= {
+            n: value and dataclasses.asdict(value) for n, value in (("grid", self.grid), ("lattice", self.lattice))
+        }
+        return json.dumps(tree | {"speed": self.speed.model_dump()}, indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, root: str) -> Frame:
+        """The inverse. Raises KeyError, TypeError or ValueError where it is none."""
+        tree = json.loads(data)
+        grid, lattice = (value and Grid(**_tuples(value)) for value in (tree.pop("grid"), tree.pop("lattice")))
+        layout = store.Layout(
+            grid.crs, grid.transform, grid.height, grid.width, grid.block, tree["dtype"], bool(tree["confidence"])
+        )
+        speed = Speed.model_validate(tree.pop("speed"))
+        return cls(root, grid=grid, lattice=lattice, layout=layout, speed=speed, **_tuples(tree))
+
     @property
     def store(self) -> str:
         return f"{self.folder}/mosaic.zarr"
@@ -85,6 +108,10 @@ class Task:
     col: int
     scenes: tuple[int, ...]
     knots: tuple[tuple[int, int], ...] = ()
+
+
+def _tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
 
 
 @functools.lru_cache(maxsize=2)
@@ -214,8 +241,9 @@ def _item(frame: Frame, unit: Unit, task: Task, block: Block, error: bool) -> by
         href = f"../cog/{storage.name(frame.cog(block, 'error'))}"
         assets["error"] = stac.Asset(href, COG, ("data",), "Expected absolute error")
     assets["thumbnail"] = stac.Asset(f"../looks/{storage.name(frame.look_of(block))}", "image/png", ("thumbnail",))
+    properties = dict(sorted((frame.properties | {"sar2eo:unit": unit.id}).items()))
     return stac.item(
         block.key, frame.grid.crs, frame.grid.block_transform(block), block.height, block.width, assets,
-        days[0] if days else None, days[-1] if days else None, frame.properties | {"sar2eo:unit": unit.id},
+        days[0] if days else None, days[-1] if days else None, properties,
         [uri for r in refs for uri in r.uris], (storage.name(frame.folder), "./collection.json"),
     )  # fmt: skip

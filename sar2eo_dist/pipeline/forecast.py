@@ -166,7 +166,8 @@ def _probe(cfg: Config, root: str, side: int) -> Rates:
     share = (t.statistics_window + 2 * t.halo) ** 2 / side**2
     each = (t.block / t.window) ** 2 * window
     bytes_out = t.block**2 * (3 if t.dtype == "uint8" else 6) * 2
-    where = f"measured now on one window on this machine's {chain.device} with {t.threads} thread(s), reading and writing guessed"
+    device = f"this machine's {chain.device}, {t.threads} thread(s)"
+    where = f"measured now on one window ({device}); reading and writing guessed"
     return Rates(window, 0.6 * window * share, each / 10, bytes_out, where, chain.device != "cpu")
 
 

@@ -22,7 +22,7 @@ from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, wr
 from sar2eo_dist.pipeline.synthesise import with_world
 
 STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "export")
-Verb = Callable[[Config, Options], Summary]
+Verb = Callable[[Config, Options], Summary | str]  # what was done, or what was asked for
 #: options of one job alone: job -> option -> how argparse takes it; each is a field of Options
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "collect": {
@@ -34,6 +34,15 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "recalibrate": {
             "action": "store_true",
             "help": "make a new calibration from all scores (the default is to keep the one that is frozen)",
+        },
+    },
+    "lineage": {
+        "at": {"default": "", "metavar": "LON,LAT", "help": "the pixel at a place, degrees (a western one: --at=-55.2,-4.4)"},
+        "pixel": {"default": "", "metavar": "ROW,COL", "help": "the pixel of the mosaic's grid, counted from 0"},
+        "mosaic": {"default": "", "metavar": "FOLDER", "help": "below the run folder; default: those of the last translate"},
+        "remake": {
+            "action": "store_true",
+            "help": "make the block and its statistics again, alone, elsewhere; exit 1 where the bytes differ",
         },
     },
     "reference": {
@@ -77,7 +86,7 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             raise ConfigError("--audit looks at what --fresh would do again: give one of them")
         cfg = load(args.config or None, [*multiearth(args.data), *args.set])
         cfg = with_world(cfg)
-        if not opts.dry_run:
+        if not opts.dry_run and name != "lineage":
             keep(cfg)
         for verb in verbs:
             if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
@@ -90,6 +99,9 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
                 if not opts.dry_run and verb.__name__ in STAGES and not stands:
                     failed(cfg, verb.__name__, e)
                 raise
+            if isinstance(summary, str):
+                print(summary, flush=True)
+                continue
             partial |= summary.status == "partial"
             print(summary.line(), flush=True)
             if opts.dry_run and len(verbs) > 1 and summary.planned > summary.resumed:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.resources
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +25,13 @@ from sar2eo_dist import __version__, storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, NotFound
 from sar2eo_dist.ledger import Ledger
-from sar2eo_dist.models import bundle
 from sar2eo_dist.mosaic import area as areas
 from sar2eo_dist.mosaic import publish
-from sar2eo_dist.mosaic.grid import Block, Grid, utm_grid, utm_zone
+from sar2eo_dist.mosaic.grid import Grid, utm_grid, utm_zone
 from sar2eo_dist.mosaic.store import Layout
 from sar2eo_dist.pipeline.blocks import EXACT, Frame, Task
-from sar2eo_dist.pipeline.progress import Meter
-from sar2eo_dist.records import Rejected, SceneRef, Unit, digest, from_table, to_table
+from sar2eo_dist.pipeline.scene_list import put_table
+from sar2eo_dist.records import SceneRef, Unit, digest, to_table
 from sar2eo_dist.sources import scene_index
 from sar2eo_dist.sources.ranged import ranged
 
@@ -41,9 +39,14 @@ STAGE = "translate"
 #: window origins and halos are multiples of this: 2^5 downsamplings of the deepest preset (pix2pixHD's local enhancer)
 MULTIPLE = 32
 LOCKSTEP = 256  # windows of statistics=exact at most
-LOOK = (
-    1024  # pixels that the looks of a small mosaic keep along its longest side; those of a large one shrink it 32 times
-)
+LOOK = 1024  # pixels that the looks of a small mosaic keep along its longest side
+TABLE = "units.parquet"
+#: of TABLE, a row a unit of the last plan: Task and Unit
+UNITS = pa.schema([
+    ("what", pa.string()), ("row", pa.int64()), ("col", pa.int64()), ("stage", pa.string()), ("key", pa.string()),
+    ("fingerprint", pa.string()), ("inputs", pa.string()), ("scenes", pa.list_(pa.int32())),
+    ("knots", pa.list_(pa.list_(pa.int64()))),
+])  # fmt: skip
 BASIN = "amazon"  # the area of interest that comes with the package
 
 
@@ -57,68 +60,6 @@ class Plan:
     statistics: list[tuple[Unit, Task]]
     blocks: list[tuple[Unit, Task]]
     bare: int
-
-    @property
-    def table(self) -> str:
-        """Below root: which scenes and statistics windows each block is made from, and its unit."""
-        return f"{self.frame.folder}/blocks.parquet"
-
-
-def scenes(cfg: Config, root: str, keep: bool) -> tuple[list[SceneRef], list[Rejected]]:
-    """The index of `data.scenes`: what is known from the last time is not opened again; with `keep`, it is stored.
-
-    Raises ConfigError where no scene is usable, with the first reason.
-    """
-    where = storage.join(root, STAGE, "scenes.parquet")
-    known: list[SceneRef] = []
-    try:
-        with ranged(where) as f:
-            known = from_table(pq.read_table(f), SceneRef)
-    except (NotFound, pa.ArrowInvalid, KeyError):
-        pass
-    uri = storage.absolute(cfg.data.scenes)
-    with Meter("scenes", None, "headers") as meter:
-        found, rejected = scene_index.index(
-            uri, cfg.data.units, cfg.data.quantity, known, lambda done, total: meter.advance(done - meter.count)
-        )
-    if keep:
-        _put(root, f"{STAGE}/scenes.parquet", to_table(found, SceneRef))
-        _put(root, f"{STAGE}/rejected.parquet", to_table(rejected, Rejected))
-    if not found:
-        why = (
-            f"the first of {len(rejected)}: {rejected[0].reason}: {rejected[0].detail}: {rejected[0].uri}"
-            if rejected
-            else "it is empty"
-        )
-        raise ConfigError(f"no usable S1 scene in data.scenes ({why}): {uri}")
-    return found, rejected
-
-
-def _put(root: str, path: str, table: pa.Table) -> None:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    storage.put(storage.join(root, path), sink.getvalue())
-
-
-def require_fit(infos: Sequence[bundle.BundleInfo], refs: Sequence[SceneRef]) -> None:
-    """Refuse bundles that cannot make this mosaic. Raises ConfigError.
-
-    Per-image scaling gives neighbours another radiometry, and sigma-nought and gamma-nought differ by the incidence
-    angle: a network knows only the one that it learned.
-    """
-    for info in infos:
-        found = (info.scaling["sar"], info.scaling["eo"])
-        if found != ("fixed", "fixed"):
-            raise ConfigError(
-                f"this bundle ({info.model}) was trained with scaling sar={found[0]}, eo={found[1]}; a mosaic needs fixed on "
-                f"both sides (patches do not): set scaling.sar, scaling.eo and train again, or leave data.scenes empty"
-            )
-    other = next((r for r in refs if r.quantity != infos[0].quantity), None)
-    if other:
-        raise ConfigError(
-            f"the bundle was trained on {infos[0].quantity}, the scene is {other.quantity}: {other.uri}. Use scenes of one "
-            f"kind, or declare data.quantity where a tag is wrong"
-        )
 
 
 def plans(cfg: Config, root: str, refs: Sequence[SceneRef], bundles: Sequence[str], weights: str) -> list[Plan]:
@@ -170,7 +111,7 @@ def grids(cfg: Config, refs: Sequence[SceneRef], aoi: Any, outlines: npt.NDArray
     """The grids of `mosaic.grid`, in order of name. Raises ConfigError."""
     m, t = cfg.mosaic, cfg.translate
     blended = t.statistics == "window"
-    lattice = {
+    lattice: dict[str, Any] = {
         "window": t.window, "overlap": t.overlap if blended else 0, "block": t.block, "multiple": MULTIPLE,
         "halo": 0 if blended else t.halo,
     }  # fmt: skip
@@ -188,10 +129,8 @@ def grids(cfg: Config, refs: Sequence[SceneRef], aoi: Any, outlines: npt.NDArray
     else:
         west, south, east, north = shapely.bounds(outlines).T
         found = set()
-        for left, right, is_south, there in (
-            (w, e, s, t) for w, e in ((west, east),) for s, t in ((True, south < 0), (False, north > 0))
-        ):
-            first, last = (np.clip((v[there] + 180) // 6 + 1, 1, 60).astype(int) for v in (left, right))
+        for is_south, there in ((True, south < 0), (False, north > 0)):
+            first, last = (np.clip((v[there] + 180) // 6 + 1, 1, 60).astype(int) for v in (west, east))
             found |= {
                 (z, is_south) for a, b in set(zip(first.tolist(), last.tolist(), strict=True)) for z in range(a, b + 1)
             }
@@ -209,9 +148,10 @@ def _plan(
         centre = 6.0 * zone[0] - 183 if zone else 0.0
         west, _, east, _ = shapely.bounds(outlines).T
         near = np.flatnonzero((west < centre + 9) & (east > centre - 9))
-    polygons = scene_index.footprints([refs[i] for i in near], grid.crs) if len(near) else []
+    polygons = scene_index.footprints([refs[int(i)] for i in near], grid.crs)
     fingerprint = cfg.fingerprint(STAGE)
-    folder = f"{STAGE}/{grid.name}-{digest(fingerprint, weights, storage.absolute(cfg.data.scenes), dataclasses.astuple(grid))[:12]}"
+    mark = digest(fingerprint, weights, storage.absolute(cfg.data.scenes), dataclasses.astuple(grid))
+    folder = f"{STAGE}/{grid.name}-{mark[:12]}"
     mask = areas.blocks_in(grid, areas.projected(aoi, grid))
     wanted = [grid.at(int(i), int(j)) for i, j in np.argwhere(mask)]
     starts, found = areas.touching(grid, [grid.reach(b) for b in wanted], polygons)
@@ -219,25 +159,40 @@ def _plan(
     places = [k for k, b in enumerate(wanted) if starts[k + 1] > starts[k] or (b.row, b.col) in before]
     if not places:
         return None
-    used = np.unique(np.concatenate([found[starts[k] : starts[k + 1]] for k in places])) if len(found) else found
+    lattice = None if t.statistics == "window" else grid.coarse(t.statistics_window)
+    knots = {k: lattice.knots(grid.reach(wanted[k])) for k in places} if t.statistics == "field" and lattice else {}
+    windows = sorted({(b.row, b.col) for around in knots.values() for b in around})
+    if lattice and t.statistics == EXACT:
+        windows = _all_windows(lattice)
+    of = lattice or grid
+    begin, seen = areas.touching(of, [of.around(of.at(*w)) for w in windows], polygons)
+    used = np.union1d(np.concatenate([found[starts[k] : starts[k + 1]] for k in places]), seen)
     rank = np.zeros(len(near) + 1, np.int64)
     rank[used] = np.arange(len(used))
-    table = [refs[near[i]] for i in used]
-    marks = identity[near[used]] if len(used) else identity[:0]
-    lattice = None if t.statistics == "window" else grid.coarse(t.statistics_window)
-    statistics, ids = _statistics(t.statistics, folder, fingerprint, weights, grid, lattice, [wanted[k] for k in places],
-                                  [polygons[i] for i in used], marks)  # fmt: skip
+    marks = identity[near[used]]
+
+    def inputs(scenes: npt.NDArray[Any]) -> tuple[tuple[int, ...], str]:
+        own = rank[scenes]
+        return tuple(own.tolist()), _sum(marks[own])
+
+    statistics, ids = [], {}
+    if lattice and t.statistics == EXACT:
+        own, mark = inputs(used)
+        unit = Unit("statistics", f"{folder}/{EXACT}", fingerprint, digest(weights, mark))
+        statistics.append((unit, Task(EXACT, 0, 0, own)))
+    for n, (row, col) in enumerate(windows if knots else ()):
+        if begin[n + 1] > begin[n]:
+            own, mark = inputs(seen[begin[n] : begin[n + 1]])
+            unit = Unit("statistics", f"{folder}/{of.at(row, col).key}", fingerprint, digest(weights, mark))
+            statistics.append((unit, Task("statistics", row, col, own)))
+            ids[row, col] = unit.id
     blocks = []
     for k in places:
-        block = wanted[k]
-        own = rank[found[starts[k] : starts[k + 1]]]
-        knots = (
-            tuple((b.row, b.col) for b in lattice.knots(grid.reach(block)) if (b.row, b.col) in ids) if lattice else ()
-        )
-        around = [ids[n] for n in knots] if t.statistics == "field" else sorted(ids.values())
-        unit = Unit(STAGE, f"{folder}/{block.key}", fingerprint, digest(weights, _sum(marks[own]), around))
-        task = Task("block", block.row, block.col, tuple(own.tolist()), knots if t.statistics == "field" else ())
-        blocks.append((unit, task))
+        own, mark = inputs(found[starts[k] : starts[k + 1]])
+        around = tuple((b.row, b.col) for b in knots.get(k, ()) if (b.row, b.col) in ids)
+        needs = [ids[n] for n in around] or [u.id for u, _ in statistics if t.statistics == EXACT]
+        unit = Unit(STAGE, f"{folder}/{wanted[k].key}", fingerprint, digest(weights, mark, needs))
+        blocks.append((unit, Task("block", wanted[k].row, wanted[k].col, own, around)))
     scene_table = f"{folder}/scenes-{digest(_sum(marks))[:12]}.parquet"
     look = publish.look_factor(grid.block, grid.height, grid.width, LOOK)
     properties = {"sar2eo:config": fingerprint, "sar2eo:weights": weights, "sar2eo:code": f"sar2eo_dist {__version__}",
@@ -247,35 +202,17 @@ def _plan(
         root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.batch, t.dtype, look,
         tuple(bundles), t.threads, cfg.speed, "", properties,
     )  # fmt: skip
-    return Plan(frame, table, statistics, blocks, int(mask.sum()) - len(places))
+    return Plan(frame, [refs[int(near[i])] for i in used], statistics, blocks, int(mask.sum()) - len(places))
 
 
-def _statistics(
-    mode: str, folder: str, fingerprint: str, weights: str, grid: Grid, lattice: Grid | None, blocks: Sequence[Block],
-    polygons: Sequence[Any], marks: npt.NDArray[Any],
-) -> tuple[list[tuple[Unit, Task]], dict[tuple[int, int], str]]:  # fmt: skip
-    """Units of the statistics windows that the blocks interpolate between, and their ids by (row, col)."""
-    if lattice is None:
-        return [], {}
-    if mode == EXACT:
-        if (count := lattice.shape[0] * lattice.shape[1]) > LOCKSTEP:
-            raise ConfigError(
-                f"statistics=exact runs {count} windows once for every layer, by one worker: at most {LOCKSTEP}. It is for "
-                f"verification; use field, or a grid of its own on one small scene (mosaic.grid empty)"
-            )
-        unit = Unit("statistics", f"{folder}/{EXACT}", fingerprint, digest(weights, _sum(marks)))
-        return [(unit, Task(EXACT, 0, 0, tuple(range(len(marks)))))], {(0, 0): unit.id}
-    windows = sorted({(b.row, b.col) for block in blocks for b in lattice.knots(grid.reach(block))})
-    starts, found = areas.touching(lattice, [lattice.around(lattice.at(*w)) for w in windows], polygons)
-    units, ids = [], {}
-    for k, (row, col) in enumerate(windows):
-        own = found[starts[k] : starts[k + 1]]
-        if len(own):
-            key = f"{folder}/{lattice.at(row, col).key}"
-            unit = Unit("statistics", key, fingerprint, digest(weights, _sum(marks[own])))
-            units.append((unit, Task("statistics", row, col, tuple(own.tolist()))))
-            ids[row, col] = unit.id
-    return units, ids
+def _all_windows(lattice: Grid) -> list[tuple[int, int]]:
+    rows, cols = lattice.shape
+    if rows * cols > LOCKSTEP:
+        raise ConfigError(
+            f"statistics=exact runs {rows * cols} windows once for every layer, by one worker: at most {LOCKSTEP}. It is for "
+            f"verification; use field, or a grid of its own on one small scene (mosaic.grid empty)"
+        )
+    return [(i, j) for i in range(rows) for j in range(cols)]
 
 
 def _sum(marks: npt.NDArray[Any]) -> str:
@@ -285,35 +222,40 @@ def _sum(marks: npt.NDArray[Any]) -> str:
 def _planned_before(root: str, folder: str) -> set[tuple[int, int]]:
     """Blocks of the last plan: they stay in the plan, so that a scene that is gone leaves no pixels behind."""
     try:
-        with ranged(storage.join(root, folder, "blocks.parquet")) as f:
-            table = pq.read_table(f, columns=["row", "col"])
+        with ranged(storage.join(root, folder, TABLE)) as f:
+            table = pq.read_table(f, columns=["row", "col"], filters=[("what", "=", "block")])
     except NotFound:
         return set()
     return set(zip(table["row"].to_pylist(), table["col"].to_pylist(), strict=True))
 
 
 def publish_plan(plan: Plan, config: bytes) -> None:
-    """What workers and lineage read: the scenes, and for each block its unit, scenes and statistics windows."""
-    root = plan.frame.root
-    _put(root, plan.frame.scenes, to_table(plan.refs, SceneRef))
+    """What workers and lineage read: the scenes, and of each unit which of them and which statistics windows it needs."""
+    root, folder = plan.frame.root, plan.frame.folder
+    put_table(root, plan.frame.scenes, to_table(plan.refs, SceneRef))
+    units = [*plan.statistics, *plan.blocks]
     rows = [
-        (t.row, t.col, u.key, u.inputs, u.fingerprint, list(t.scenes), [list(k) for k in t.knots])
-        for u, t in plan.blocks
+        (t.what, t.row, t.col, u.stage, u.key, u.fingerprint, u.inputs, list(t.scenes), [list(k) for k in t.knots])
+        for u, t in units
     ]
-    names = ("row", "col", "key", "inputs", "fingerprint", "scenes", "knots")
-    types = (
-        pa.int64(),
-        pa.int64(),
-        pa.string(),
-        pa.string(),
-        pa.string(),
-        pa.list_(pa.int32()),
-        pa.list_(pa.list_(pa.int64())),
+    put_table(
+        root,
+        f"{folder}/{TABLE}",
+        pa.table([pa.array(c, f.type) for c, f in zip(zip(*rows, strict=True), UNITS, strict=True)], UNITS),
     )
-    columns = list(zip(*rows, strict=True))
-    table = pa.table({n: pa.array(c, t) for n, c, t in zip(names, columns, types, strict=True)})
-    _put(root, plan.table, table.replace_schema_metadata({"scenes": plan.frame.scenes}))
-    storage.put(storage.join(root, plan.frame.folder, "config.yaml"), config)
+    storage.put(storage.join(root, folder, "frame.json"), plan.frame.to_json())
+    storage.put(storage.join(root, folder, "config.yaml"), config)
+
+
+def planned(frame: Frame, what: str, row: int, col: int) -> tuple[Unit, Task] | None:
+    """One unit of the last plan of a mosaic; None where it is not in it."""
+    with ranged(storage.join(frame.root, frame.folder, TABLE)) as f:
+        found = pq.read_table(f, filters=[("what", "=", what), ("row", "=", row), ("col", "=", col)]).to_pylist()
+    if not found:
+        return None
+    t = found[0]
+    unit = Unit(t["stage"], t["key"], t["fingerprint"], t["inputs"])
+    return unit, Task(what, row, col, tuple(t["scenes"]), tuple((r, c) for r, c in t["knots"]))
 
 
 def supersede(root: str, folder: str, units: Sequence[Unit]) -> None:

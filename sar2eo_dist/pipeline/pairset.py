@@ -23,7 +23,7 @@ from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.shard import present
 from sar2eo_dist.pipeline.stage import read_summary
 from sar2eo_dist.radiometry import decode_db
-from sar2eo_dist.reader import _Array, _fetch, _Range
+from sar2eo_dist.reader import Range, StoredArray, fetch
 from sar2eo_dist.records import PATCH, Artifact, Unit, digest
 
 STAGE = "translate"
@@ -128,8 +128,8 @@ class _Samples:
         self._uri, self._name = uri, name
 
     @cached_property
-    def array(self) -> _Array:
-        return _Array(self._uri, self._name)
+    def array(self) -> StoredArray:
+        return StoredArray(self._uri, self._name)
 
     def run(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Samples [start, stop) with a leading axis: one ranged read of each shard object that holds some of them."""
@@ -142,7 +142,7 @@ class _Samples:
             last = min(first + stop - at, array.per_object)
             held = array.object(number)
             found = held.locate(first, last)
-            data, offset = (next(_fetch([found])), found.start) if isinstance(found, _Range) else (found, 0)
+            data, offset = (next(fetch([found])), found.start) if isinstance(found, Range) else (found, 0)
             for k in range(first, last):
                 held.decode(array, data, offset, k, out[at - start + k - first])
             at += last - first

@@ -101,15 +101,20 @@ def plan(cfg: Config, weights: str) -> Targets:
     verdicts = storage.join(storage.absolute(cfg.run.out), read_summary(cfg, "collect")["outputs"]["verdicts"])
     chosen = tuple(zip(targets, nearest(verdicts, targets, t.max_days, t.nearest), strict=True))
     marks = [(target.name, [ref.digest for ref in refs]) for target, refs in chosen]
-    mark = digest(cfg.fingerprint("translate"), weights, t.nearest, marks)
+    mark = digest(fingerprint(cfg), weights, t.nearest, marks)
     return Targets(f"translate/patches-{mark[:12]}", weights, t.nearest, chosen)
+
+
+def fingerprint(cfg: Config) -> str:
+    """Digest of the config that the pixels of an image depend on, once its SAR is chosen."""
+    return digest("patches", cfg.speed.model_dump(mode="json"), cfg.translate.threads)
 
 
 def nearest(verdicts: str, targets: Sequence[Target], max_days: int, k: int) -> list[tuple[TileRef, ...]]:
     """For each target at most k usable SAR acquisitions of its place, nearest in time first, of equally near ones the earlier.
 
-    verdicts: URI of a parquet file of Verdicts in order of key. It is read by columns and ROWS rows at a time, twice: for
-    places and dates of the usable SAR, then for the pointers that were chosen; nothing else of it is ever held.
+    verdicts: URI of a parquet file of Verdicts. It is read by columns and ROWS rows at a time, twice: for places and dates
+    of the usable SAR, then for the pointers that were chosen; nothing else of it is ever held.
     """
     places = sorted({t.place for t in targets})
     with ranged(verdicts) as f:

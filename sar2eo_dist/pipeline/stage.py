@@ -39,7 +39,8 @@ class Options:
 
     limit: at most so many units (0 = all); audit: share of the finished units whose outputs are hashed again (0 = none);
     of collect alone: reselect: choose again from the stored archive, recalibrate: make a new calibration;
-    of reference alone: candidates: show so many tiles of the archive instead of building the set.
+    of reference alone: candidates: show so many tiles of the archive instead of building the set;
+    of lineage alone: at ("lon,lat") or pixel ("row,col"), mosaic (folder), remake: make the block again and compare.
     """
 
     dry_run: bool = False
@@ -50,6 +51,10 @@ class Options:
     reselect: bool = False
     recalibrate: bool = False
     candidates: int = 0
+    at: str = ""
+    pixel: str = ""
+    mosaic: str = ""
+    remake: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,18 @@ from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle
-from sar2eo_dist.pipeline import blocks, cluster, forecast, mosaics, overviews, pairset, patches, products, units
+from sar2eo_dist.pipeline import (
+    blocks,
+    cluster,
+    forecast,
+    mosaics,
+    overviews,
+    pairset,
+    patches,
+    products,
+    scene_list,
+    units,
+)
 from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.mosaics import STAGE, Plan
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
@@ -41,8 +52,8 @@ def translate(cfg: Config, opts: Options) -> Summary:
     weights = digest([bundle.digest(i) for i in infos])
     planned: list[Plan] = []
     if cfg.data.scenes:
-        refs, _ = mosaics.scenes(cfg, root, keep=not opts.dry_run)
-        mosaics.require_fit(infos, refs)
+        refs, _ = scene_list.index(cfg, root, keep=not opts.dry_run)
+        scene_list.require_fit(infos, refs)
         planned = mosaics.plans(cfg, root, refs, uris, weights)
     targets = patches.plan(cfg, weights) if cfg.data.target else None
     made, shards = pairset.plan(cfg, root, bundle.digest(infos[0])) if cfg.translate.pairs else (None, [])
@@ -50,7 +61,7 @@ def translate(cfg: Config, opts: Options) -> Summary:
     plan: dict[str, tuple[Unit, Any]] = {u.id: (u, (p, t)) for p in planned for u, t in p.blocks}
     others: dict[str, tuple[Unit, Any]] = {unit.id: (unit, ("pairs", number)) for unit, number in shards}
     for key, part, inputs in targets.slices(cfg.translate.slice) if targets else ():
-        unit = Unit(STAGE, f"{targets.folder}/{key}", cfg.fingerprint(STAGE), inputs)  # type: ignore[union-attr]
+        unit = Unit(STAGE, f"{targets.folder}/{key}", patches.fingerprint(cfg), inputs)  # type: ignore[union-attr]
         others[unit.id] = (unit, ("patches", part))
     every = [u for u, _ in (*plan.values(), *others.values())]
     todo = every[: opts.limit] if opts.limit else every

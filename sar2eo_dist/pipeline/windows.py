@@ -213,7 +213,7 @@ def _fields(chain: Chain, lattice: Grid, knots: Sequence[tuple[Block, Gathered]]
             for key in ("mean", "var"):
                 name = f"{k}:{layer}:{key}"
                 parts = [g.get(name, torch.zeros_like(full[name])) for _, g in knots]
-                pair.append(torch.stack(parts).unflatten(0, (len(rows), len(cols))).to(chain.device))
+                pair.append(torch.stack(parts).view(len(rows), len(cols), -1).to(chain.device))
             values[layer] = (pair[0], pair[1])
         out.append(field.Field([r * lattice.block + half - 0.5 for r in rows],
                                [c * lattice.block + half - 0.5 for c in cols], weights, values))  # fmt: skip

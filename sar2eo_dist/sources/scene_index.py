@@ -11,16 +11,15 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from rasterio.warp import transform as transformed
 
 from sar2eo_dist import storage
 from sar2eo_dist.errors import BadInput, NotFound
 from sar2eo_dist.records import S1, S2, Rejected, SceneRef, digest
-from sar2eo_dist.sources.raster import gdal
 from sar2eo_dist.sources.scene_layout import acquisitions, product
 from sar2eo_dist.sources.scene_stac import entries
 from sar2eo_dist.sources.scenes import QUANTITIES, UNITS, OtherSensor, declared, open_scene
 from sar2eo_dist.sources.stac_item import Entry
+from sar2eo_dist.sources.warp import project
 from sar2eo_dist.sources.zarr_scene import is_zarr
 
 LONLAT = "EPSG:4326"
@@ -222,9 +221,7 @@ def footprints(refs: Sequence[SceneRef], crs: str) -> NDArray[np.object_]:
         edges = np.delete(np.arange(len(points)), ends - 1)  # all but the last point of each ring begin one
         part = np.arange(EDGE)[:, None] / EDGE
         dense = (points[edges, None] * (1 - part) + points[edges + 1, None] * part).reshape(-1, 2)
-        if source != crs:
-            with gdal():
-                dense = np.transpose(transformed(source, crs, dense[:, 0], dense[:, 1]))
+        dense = project(source, crs, dense[:, 0], dense[:, 1]).T
         of = np.repeat(np.arange(len(mine)), counts)
         lost = np.zeros(len(mine), bool)
         np.logical_or.at(lost, of, ~np.isfinite(dense).all(axis=1))

@@ -177,20 +177,19 @@ def _open_here(scene: SceneRef) -> _Files | ZarrScene:
         store = shared(scene.uri, scene.digest)
         _check(store, scene)
         return store
-    cache: OrderedDict[tuple[str, tuple[str, ...]], _Files] = _local.__dict__.setdefault("cache", OrderedDict())
-    key = scene.digest, scene.uris
-    if key not in cache:
+    cache: OrderedDict[SceneRef, _Files] = _local.__dict__.setdefault("cache", OrderedDict())
+    if scene not in cache:
         opened = _Files(scene.uris)
         try:
             _check(opened, scene)
         except BadInput:
             opened.close()
             raise
-        cache[key] = opened
+        cache[scene] = opened
         if len(cache) > OPEN_SCENES:
             cache.popitem(last=False)[1].close()
-    cache.move_to_end(key)
-    return cache[key]
+    cache.move_to_end(scene)
+    return cache[scene]
 
 
 def _check(opened: _Files | ZarrScene, scene: SceneRef) -> None:
@@ -217,7 +216,7 @@ def _same_grid(one: tuple[Sequence[float], tuple[int, int]], other: tuple[Sequen
 
 
 def _forget(scene: SceneRef) -> None:
-    opened = getattr(_local, "cache", {}).pop((scene.digest, scene.uris), None)
+    opened = getattr(_local, "cache", {}).pop(scene, None)
     if opened:
         opened.close()
 

@@ -79,7 +79,6 @@ def _read(item: dict[str, Any], base: str, ring: tuple[float, ...] | None) -> En
     grid = _grid(*stated[0])
     if stated[-1] != stated[0] and _grid(*stated[-1]) != grid:
         raise BadInput("wrong_shape", uris[0], f"VV and VH are on two grids: {stated[0]} and {stated[-1]}")
-    said = dict(zip(("crs", "transform", "height", "width"), grid, strict=True)) if grid else {}
     return Entry(
         uris,
         CITED + digest(item.get("id"), item.get("collection"), marks, properties.get("updated")),
@@ -89,7 +88,7 @@ def _read(item: dict[str, Any], base: str, ring: tuple[float, ...] | None) -> En
         str(_said("sar2eo:units", assets[0], properties) or ""),
         str(_said("sar2eo:quantity", assets[0], properties) or ""),
         ring,
-        **said,
+        *(grid or ("", None, 0, 0)),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import transform as transformed
@@ -73,6 +74,21 @@ def offset(source: Grid, height: int, width: int, target: Grid) -> tuple[int, in
     return (row, col) if max(np.abs(cols - x - col).max(), np.abs(rows - y - row).max()) <= ALIGNED else None
 
 
+def project(source: str, target: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2, n) coordinates of n points in another CRS; not finite where there are none."""
+    if source == target or not len(x):
+        return np.stack([x, y])
+    try:
+        with gdal():
+            return np.array(transformed(source, target, x, y))
+    except CPLE_BaseError:  # of one point all are refused
+        if len(x) == 1:
+            return np.full((2, 1), np.inf)
+        half = len(x) // 2
+        parts = [project(source, target, x[i], y[i]) for i in (np.s_[:half], np.s_[half:])]
+        return np.concatenate(parts, axis=1)
+
+
 def _applied(transform: Transform, x: Any, y: Any) -> tuple[Any, Any]:
     a, b, c, d, e, f = transform
     return a * x + b * y + c, d * x + e * y + f
@@ -90,8 +106,7 @@ def _nodes(target: Grid, crs: str, i: int, j: int) -> NDArray[np.float64]:
     cols, rows = np.meshgrid(j * SIDE + at, i * SIDE + at)
     x, y = _applied(target.transform, cols, rows)
     if not same_crs(target.crs, crs):
-        with gdal():
-            x, y = transformed(target.crs, crs, x.ravel(), y.ravel())
+        x, y = project(target.crs, crs, x.ravel(), y.ravel())
     out = np.reshape([x, y], (2, BATCH + 1, BATCH + 1)).astype(np.float64)
     out.flags.writeable = False
     return out

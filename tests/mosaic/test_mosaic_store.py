@@ -169,7 +169,7 @@ def test_pixels_that_are_not_valid_do_not_matter(tmp_path: Path) -> None:
         store.write_block(str(tmp_path), name, LAYOUT, 0, 1, 3, cut(p, LAYOUT, 1, 3))
         for name, p in (("a", whole), ("b", garbage))
     ]
-    assert [a.path for a in made[0]] == ["a/rgb/c/0/1/3", "a/valid/c/1/3", "a/error/c/1/3"]
+    assert [a.path for a in made[0]] == ["a/rgb/c/0/1/3", "a/error/c/1/3", "a/valid/c/1/3"]
     assert [a.sha256 for a in made[0]] == [b.sha256 for b in made[1]]
 
 

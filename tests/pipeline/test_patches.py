@@ -49,9 +49,10 @@ def target(place: int, n: int) -> Target:
     return Target(f"Sentinel2_{ref.lon:.2f}_-4.00_{day(n):%Y_%m_%d}", "Sentinel-2", ref.lon, -4.0, day(n), (), 0)
 
 
-def put(uri: str, verdicts: list[Verdict], group: int = 1 << 20) -> str:
+def put(uri: str, verdicts: list[Verdict], group: int = 1 << 20, ordered: bool = True) -> str:
     sink = io.BytesIO()
-    pq.write_table(to_table(sorted(verdicts, key=lambda v: v.key), Verdict), sink, row_group_size=group)
+    verdicts = sorted(verdicts, key=lambda v: v.key) if ordered else verdicts
+    pq.write_table(to_table(verdicts, Verdict), sink, row_group_size=group)
     storage.put(uri, sink.getvalue())
     return uri
 
@@ -74,7 +75,7 @@ def test_the_nearest_are_those_of_a_plain_search(
     tiles: list[tuple[int, int, str, str]], wanted: list[tuple[int, int]], max_days: int, k: int, group: int, rows: int
 ) -> None:
     verdicts = [rejected(tile(place, n, sensor), reason) for place, n, sensor, reason in tiles]
-    uri = put("memory://patches/verdicts.parquet", verdicts, group)
+    uri = put("memory://patches/verdicts.parquet", verdicts, group, ordered=False)
     targets = [target(*w) for w in wanted]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patches, "ROWS", rows)
@@ -247,6 +248,14 @@ def test_the_zip_holds_all_that_the_server_asks_for(
                     assert (black.count, black.shape, black.read().any()) == (3, (256, 256), False)
             else:
                 assert got == stored(name if k in kept else best), (t.name, len(refs), k)
+
+
+def test_entries_of_the_zip_are_in_order_whatever_the_order_of_targets() -> None:
+    chosen = tuple((target(p, 9), (tile(p, 9),)) for p in (2, 0, 1))
+    entries = patches.submission(patches.Targets("f", "w", 2, chosen), {target(0, 9).name})
+    names = sorted(t.name for t, _ in chosen)
+    made = target(0, 9).name
+    assert entries == [(n + end, made if n == made else "") for n in names for end in ("", "_2")]
 
 
 def test_publishing_again_gives_equal_bytes_and_touches_nothing_that_is_right(

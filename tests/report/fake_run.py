@@ -20,8 +20,8 @@ import yaml
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
-from sar2eo_dist import shards
 from sar2eo_dist.config import Config
+from sar2eo_dist.mosaic import store
 from sar2eo_dist.records import Calibration, Pair, Rejected, TileRef, Verdict, to_table
 
 #: reason -> optical tiles that ended so: 100 in all
@@ -263,6 +263,6 @@ def make(folder: Path, size: int = 128) -> Path:
     for path, data in files(folder, size).items():
         (run / path).parent.mkdir(parents=True, exist_ok=True)
         (run / path).write_bytes(data)
-    attributes = {"crs": "EPSG:32721", "transform": [10.0, 0.0, 600_000.0, 0.0, -10.0, 9_520_000.0]}
-    shards.write_template(str(run), "translate/scene/mosaic.zarr", shards.mosaic_arrays(512, 512, 256), attributes)
+    layout = store.Layout("EPSG:32721", (10.0, 0.0, 600_000.0, 0.0, -10.0, 9_520_000.0), 512, 512, 256)
+    store.write_template(str(run), "translate/scene/mosaic.zarr", layout, {})
     return run

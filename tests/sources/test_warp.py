@@ -17,9 +17,7 @@ from sar2eo_dist.sources.warp import Grid
 H, W = 520, 640
 RNG = np.random.default_rng(5)
 #: smooth enough that a shift of a thousandth of a pixel is a thousandth of the value
-POWER = np.stack(
-    [10 ** (-1 + 0.3 * np.sin(np.arange(H)[:, None] / 9 + k) * np.cos(np.arange(W) / 7)) for k in (0, 1)]
-)
+POWER = np.stack([10 ** (-1 + 0.3 * np.sin(np.arange(H)[:, None] / 9 + k) * np.cos(np.arange(W) / 7)) for k in (0, 1)])
 DB = (10 * np.log10(POWER)).astype(np.float32)
 UTM21 = Grid("EPSG:32721", (10.0, 0.0, 200_000.0, 0.0, -10.0, 9_500_000.0))
 SOURCES = {
@@ -106,8 +104,10 @@ def test_half_of_the_weight_must_be_data() -> None:
         out = warped(source, target, 0, 0, 4, 4, db)
         assert np.isfinite(out[:, 1]).sum(axis=-1).tolist() == [valid, valid]
         np.testing.assert_allclose(out[np.isfinite(out)], -10, atol=1e-5)
-    db[0, 0, 0] = np.nan
-    assert np.isnan(warped(source, source, 0, 0, 1, 1, db)).all()  # VH alone is no data
+    for band in (0, 1):
+        alone = DB[:, :1, :1].copy()
+        alone[band] = np.nan
+        assert np.isnan(warped(source, source, 0, 0, 1, 1, alone)).all()
 
 
 def test_power_is_averaged_not_decibels() -> None:
@@ -122,7 +122,7 @@ def test_power_is_averaged_not_decibels() -> None:
 
 def test_only_what_is_needed_is_asked_for() -> None:
     target, row, col = target_of(UTM21)
-    top, left, height, width = warp.needed(UTM21, H, W, target, row, col, 32, 32) or (0, 0, 0, 0)
+    _, _, height, width = warp.needed(UTM21, H, W, target, row, col, 32, 32) or (0, 0, 0, 0)
     assert 32 <= height < 50
     assert 32 <= width < 50
     assert warp.needed(UTM21, H, W, target, row + 2000, col, 32, 32) is None

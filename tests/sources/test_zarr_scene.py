@@ -83,9 +83,7 @@ def test_a_window_is_the_array_padded(big: str, row: int, col: int, h: int, w: i
     np.testing.assert_array_equal(window, padded[:, 100 + row : 100 + row + h, 100 + col : 100 + col + w])
 
 
-def test_a_window_costs_its_own_chunks_and_threads_share_the_store(
-    big: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_window_costs_its_own_chunks_and_threads_share_the_store(big: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = open_scene(big)
     read_window(scene, 0, 0, 1, 1)
     asked: list[str] = []
@@ -104,7 +102,12 @@ def test_a_bare_array_other_orders_and_linear_power(root: str) -> None:
     attributes = PLACE | {"units": "linear", "bands": ["VH", "VV"], "orbit": "Ascending", "date": "2020-01-05"}
     zarr.create_array(root, data=power, chunks=(2, 40, 40), attributes=attributes)
     scene = open_scene(root, quantity="gamma0")
-    assert (scene.units, scene.quantity, scene.orbit, str(scene.date)) == ("linear", "gamma0", "ascending", "2020-01-05")
+    assert (scene.units, scene.quantity, scene.orbit, str(scene.date)) == (
+        "linear",
+        "gamma0",
+        "ascending",
+        "2020-01-05",
+    )
     np.testing.assert_allclose(read_window(scene, 0, 0, H, W), DB, atol=1e-5)
 
 

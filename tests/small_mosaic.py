@@ -1,0 +1,132 @@
+"""Mosaics for tests: tiny bundles of random weights, scenes of random ground, and runs that need no Ray.
+
+A run folder needs no training: `translate.bundles` names what `bundles` wrote, `data.scenes` what `scene` wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import rasterio
+import scene_files
+import torch
+from rasterio.windows import Window
+
+from sar2eo_dist import storage
+from sar2eo_dist.config import Config, load
+from sar2eo_dist.ledger import Entry
+from sar2eo_dist.models import bundle, translator
+from sar2eo_dist.pipeline import cluster, units
+from sar2eo_dist.pipeline.stage import Failure, Summary, attempt
+from sar2eo_dist.records import S1_BANDS, S2_BANDS, Unit
+
+#: what tells of a run, not of the mosaic: seconds and rates are in them
+TOLD = ("summary.json", "rates.json", "forecast.json")
+#: blocks of 256 in a whole UTM zone: two scenes of two dates, overlapping in part, two corners without any
+SMALL = [
+    "mosaic.grid=EPSG:32721", "translate={window: 128, halo: 32, block: 256, statistics_window: 256}",
+    "resources.object_store_mb=200", "resources.translators=1", "run.max_attempts=6",
+]  # fmt: skip
+#: first row and column, height and width on the grid of EPSG:32721, and the tags that differ
+SCENES = (
+    (50_196, 30_226, 600, 580, {"DATE": "2020-06-01"}),
+    (50_396, 30_456, 560, 570, {"DATE": "2020-06-13"}),
+)
+
+
+def bundles(root: str, enhancer: bool = True, **options: Any) -> list[str]:
+    """URIs of a translator and an enhancer of random weights, both `tiny` unless options of the translator differ."""
+    made = []
+    for seed, (model, given) in enumerate({"pix2pixhd": options, "restormer": {}}.items()):
+        if model == "restormer" and not enhancer:
+            continue
+        torch.manual_seed(seed)
+        chosen = {"preset": "tiny", **given}
+        info = bundle.BundleInfo(
+            model, chosen, 3, 3, load().scaling.model_dump(), "db", "sigma0", S1_BANDS, S2_BANDS, "random", "test", 0
+        )
+        bundle.save(uri := storage.join(root, model), translator(model).build(chosen, 3, 3), info)
+        made.append(uri)
+    return made
+
+
+def scene(path: Path, row: int, col: int, height: int, width: int, **tags: str) -> None:
+    """One S1 scene in dB (GeoTIFF) at a place of the 10 m grid of EPSG:32721; written strip by strip, whatever its size.
+
+    row, col: from the corner (100,000 E, 10,000,000 N), as mosaic.grid counts them. Speckle over ground that varies over
+    64 pixels and from place to place.
+    """
+    rng = np.random.default_rng([row, col, height])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile: dict[str, Any] = {
+        "driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "count": 2, "dtype": "float32",
+        "compress": "zstd", "predictor": 3, "crs": scene_files.CRS, "height": height, "width": width,
+        "transform": rasterio.Affine(10, 0, 100_000 + 10 * col, 0, -10, 10_000_000 - 10 * row), "bigtiff": "IF_SAFER",
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as out:
+        out.update_tags(**(scene_files.S1_TAGS | tags))
+        for band, name in enumerate(S1_BANDS, 1):
+            out.set_band_description(band, name)
+        for top in range(0, height, 256):
+            rows = min(256, height - top)
+            ground = rng.normal(0, 2, (2, -(-rows // 64), -(-width // 64))).repeat(64, 1).repeat(64, 2)
+            speckle = rng.normal(0, 1, (2, rows, width)).astype(np.float32)
+            db = np.float32([[[-10]], [[-16]]]) + ground[:, :rows, :width].astype(np.float32) + speckle
+            out.write(db, window=Window(0, top, width, rows))
+
+
+def small(base: Path, *more: str) -> Config:
+    """The config of the small mosaic with its run folder `base`/run; bundles and scenes are written where they lack."""
+    if not (base / "scenes").exists():
+        for n, (*place, tags) in enumerate(SCENES):
+            scene(base / f"scenes/{n}.tif", *place, **tags)
+        bundles(str(base / "bundles"))
+    nets = [str(base / "bundles" / n) for n in ("pix2pixhd", "restormer")]
+    return load(overrides=[*SMALL, f"data.scenes={base / 'scenes'}", f"translate.bundles={nets}",
+                           f"run.out={base / 'run'}", *more])  # fmt: skip
+
+
+def elsewhere(cfg: Config, out: Path) -> Config:
+    """The same config with another run folder."""
+    return cfg.model_copy(update={"run": cfg.run.model_copy(update={"out": str(out)})})
+
+
+def folder(summary: Summary) -> str:
+    """The mosaic's folder below the run folder."""
+    return summary.outputs["mosaic"].rpartition("/")[0]
+
+
+def objects(root: Path) -> dict[str, str]:
+    """sha256 of every visible object below a run folder's `translate`, by path, but for what tells of the run."""
+    found = sorted(p for p in (root / "translate").rglob("*") if p.is_file() and not p.name.startswith("."))
+    return {str(p.relative_to(root)): storage.sha256(p.read_bytes()) for p in found if p.name not in TOLD}
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Units run in this process, one after the other, in their planned order: the plain functions alone."""
+
+    def stream(
+        todo: Sequence[tuple[Unit, Any]], number: int, read: Any, make: Any, write: Any, feed: Any
+    ) -> Iterator[Entry | Failure]:
+        compute = make()
+        for unit, task in todo:
+            yield attempt(
+                unit, lambda u=unit, t=task: write(u, t, compute(u, t, read(u, t, None)))  # type: ignore[misc]
+            )
+
+    def run(work: Any, todo: Sequence[tuple[Unit, Any]], number: int, **_: Any) -> Iterator[Entry | Failure]:
+        for unit, payload in todo:
+            yield attempt(unit, partial(work, unit, payload, number))
+
+    with (
+        mock.patch.object(units, "stream", stream), mock.patch.object(units, "run", run),
+        mock.patch.object(cluster, "start"), mock.patch.object(cluster, "nodes", return_value=[(8.0, 0.0)]),
+    ):  # fmt: skip
+        yield
