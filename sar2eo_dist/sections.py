@@ -25,8 +25,6 @@ class Run(Section):
 
 
 class Data(Section):
-    """What lies in the bucket."""
-
     kind: Literal["multiearth_tiff", "multiearth_netcdf", "scenes", "folder_pair"] = "multiearth_tiff"
     s1: str = Field("", description="TIFF folder, NetCDF file or folder of scenes of Sentinel-1, any fsspec URI")
     s2: str = Field("", description="the same of Sentinel-2")
@@ -261,7 +259,7 @@ class Translate(Section):
     block: int = Field(2048, ge=64, description="side of a block: one unit of work, one storage object")
     batch: int = Field(1, ge=1, description="windows in one forward pass; fixed, so results are")
     dtype: Literal["uint8", "uint16"] = Field("uint8", description="of the mosaic: colours of 0..255, or DN")
-    confidence: bool = Field(False, description="also write each pixel's expected error")
+    confidence: bool = Field(False, description="also write each pixel's typical error")
     threads: int = Field(1, ge=1, description="CPU threads of one translator; fixed, so results are")
     max_days: int = Field(7, ge=0, description="patches: largest |target date - SAR date|")
     nearest: int = Field(3, ge=1, description="patches: SAR images, and so images made, of one target at most")

@@ -6,6 +6,7 @@ A run folder needs no training: `translate.bundles` names what `bundles` wrote, 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from unittest import mock
 import numpy as np
 import rasterio
 import scene_files
+import shapely
 import torch
+from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from sar2eo_dist import storage
@@ -26,18 +29,19 @@ from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.stage import Failure, Summary, attempt
 from sar2eo_dist.records import S1_BANDS, S2_BANDS, Unit
 
-#: what tells of a run, not of the mosaic: seconds and rates are in them
-TOLD = ("summary.json", "rates.json", "forecast.json")
-#: blocks of 256 in a whole UTM zone: two scenes of two dates, overlapping in part, two corners without any
+#: what tells of a run, not of the mosaic: seconds, rates, the run folder's own name
+TOLD = ("summary.json", "rates.json", "forecast.json", "config.yaml")
+#: 3 x 3 blocks of 256 in a whole UTM zone: two scenes of two dates, overlapping in part, two corners without any
 SMALL = [
     "mosaic.grid=EPSG:32721", "translate={window: 128, halo: 32, block: 256, statistics_window: 256}",
     "resources.object_store_mb=200", "resources.translators=1", "run.max_attempts=6",
 ]  # fmt: skip
 #: first row and column, height and width on the grid of EPSG:32721, and the tags that differ
 SCENES = (
-    (50_196, 30_226, 600, 580, {"DATE": "2020-06-01"}),
-    (50_396, 30_456, 560, 570, {"DATE": "2020-06-13"}),
+    (50_216, 30_248, 400, 400, {"DATE": "2020-06-01"}),
+    (50_376, 30_408, 484, 482, {"DATE": "2020-06-13"}),
 )
+AREA = (50_200, 30_230, 660, 660)  # of interest, in the same pixels: the nine blocks
 
 
 def bundles(root: str, enhancer: bool = True, **options: Any) -> list[str]:
@@ -81,15 +85,23 @@ def scene(path: Path, row: int, col: int, height: int, width: int, **tags: str) 
             out.write(db, window=Window(0, top, width, rows))
 
 
+def area(row: int, col: int, height: int, width: int) -> str:
+    """GeoJSON of a box of pixels."""
+    left, top = 100_000 + 10 * col, 10_000_000 - 10 * row
+    box = (left, top - 10 * height, left + 10 * width, top)
+    return json.dumps(shapely.geometry.mapping(shapely.box(*transform_bounds(scene_files.CRS, "EPSG:4326", *box))))
+
+
 def small(base: Path, *more: str) -> Config:
     """The config of the small mosaic with its run folder `base`/run; bundles and scenes are written where they lack."""
     if not (base / "scenes").exists():
         for n, (*place, tags) in enumerate(SCENES):
             scene(base / f"scenes/{n}.tif", *place, **tags)
         bundles(str(base / "bundles"))
+        (base / "area.json").write_text(area(*AREA))
     nets = [str(base / "bundles" / n) for n in ("pix2pixhd", "restormer")]
-    return load(overrides=[*SMALL, f"data.scenes={base / 'scenes'}", f"translate.bundles={nets}",
-                           f"run.out={base / 'run'}", *more])  # fmt: skip
+    where = [f"data.scenes={base / 'scenes'}", f"mosaic.aoi={base / 'area.json'}", f"run.out={base / 'run'}"]
+    return load(overrides=[*SMALL, *where, f"translate.bundles={nets}", *more])
 
 
 def elsewhere(cfg: Config, out: Path) -> Config:

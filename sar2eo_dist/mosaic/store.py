@@ -114,7 +114,7 @@ class Layout:
                                          "flag_meanings": "no_data data"})  # fmt: skip
         if not self.error:
             return rgb, valid
-        said = {"long_name": "expected absolute error of reflectance, mean of the bands", "units": "1"}
+        said = {"long_name": "typical (median) absolute error of reflectance, mean of the bands", "units": "1"}
         return rgb, valid, plane("error", "uint16", {**said, "scale_factor": DN_SCALE})
 
 

@@ -19,8 +19,10 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
 from sar2eo_dist import storage
+from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.mosaic import area, publish, stac, store
+from sar2eo_dist.mosaic.confidence import Model
 from sar2eo_dist.mosaic.grid import Block, Grid, Window
 from sar2eo_dist.mosaic.pyramid import Pixels
 from sar2eo_dist.pipeline import windows
@@ -41,7 +43,7 @@ ATTRIBUTION = "Contains modified Copernicus Sentinel data"
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One mosaic as its workers know it. folder: below root; scenes: its table of SceneRefs; properties: of every STAC
-    item; confidence: URI of a fitted confidence.Model, or ""."""
+    item; confidence: where below root a fitted confidence.Model lies, or ""."""
 
     root: str
     folder: str
@@ -156,12 +158,16 @@ class Compute:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.chain = Chain(frame.bundles, frame.threads, frame.speed)
-        data = storage.read_bytes(frame.confidence) if frame.confidence else b""
+        for k in range(len(self.chain.nets)):
+            if self.chain.padded(k, frame.grid.multiple, 0)[0] != frame.grid.multiple:
+                raise ConfigError(
+                    f"network {k + 1} halves its input more often than windows of the lattice, multiples of "
+                    f"{frame.grid.multiple} pixels, can be: {frame.bundles[k]}"
+                )
         self.confidence = None
-        if data:
-            from sar2eo_dist.mosaic.confidence import Model
-
-            self.confidence = Model.from_json(data.decode())
+        if frame.confidence:
+            uri = storage.join(frame.root, frame.confidence)
+            self.confidence = Model.from_json(storage.read_bytes(uri).decode(), uri)
 
     def __call__(self, unit: Unit, task: Task, value: tuple[Any, Any]) -> tuple[int, Any]:
         """(bytes of pixels read, what `write` wants)."""
@@ -177,7 +183,7 @@ class Compute:
         return pixels.db.nbytes, self._block(task, pixels, {k: tensors_of(v) for k, v in value[1].items()})
 
     def _block(self, task: Task, pixels: Sar, found: dict[str, Any]) -> tuple[Any, ...]:
-        """(image (3, h, w) uint8 or uint16, valid (h, w) bool, expected error (h, w) uint16 or None, windows run)."""
+        """(image (3, h, w) uint8 or uint16, valid (h, w) bool, typical error (h, w) uint16 or None, windows run)."""
         frame, grid, lattice = self.frame, self.frame.grid, self.frame.lattice
         block = grid.at(task.row, task.col)
         valid = validity(pixels.cut(block)) & area.owned(grid, block)
@@ -239,7 +245,7 @@ def _item(frame: Frame, unit: Unit, task: Task, block: Block, error: bool) -> by
     }
     if error:
         href = f"../cog/{storage.name(frame.cog(block, 'error'))}"
-        assets["error"] = stac.Asset(href, COG, ("data",), "Expected absolute error")
+        assets["error"] = stac.Asset(href, COG, ("data",), "Typical (median) absolute error")
     assets["thumbnail"] = stac.Asset(f"../looks/{storage.name(frame.look_of(block))}", "image/png", ("thumbnail",))
     properties = dict(sorted((frame.properties | {"sar2eo:unit": unit.id}).items()))
     return stac.item(

@@ -7,6 +7,7 @@ import tempfile
 from typing import Any
 
 import rasterio.warp
+from rasterio.transform import AffineTransformer
 
 from sar2eo_dist import __version__, storage
 from sar2eo_dist.config import Config
@@ -68,8 +69,7 @@ def _found(cfg: Config, root: str, opts: Options) -> tuple[Frame, int, int]:
         row, col = int(first), int(second)
         if opts.at:
             (x,), (y,) = rasterio.warp.transform(LONLAT, g.crs, [first], [second])
-            c, r = ~rasterio.Affine(*g.transform) * (x, y)
-            row, col = int(r // 1), int(c // 1)
+            row, col = (int(v) for v in AffineTransformer(rasterio.Affine(*g.transform)).rowcol(x, y))
         if 0 <= row < g.height and 0 <= col < g.width:
             block = g.at(row // g.block, col // g.block)
             if len(folders) == 1 or area.owned(g, block)[row - block.y, col - block.x]:
@@ -87,7 +87,7 @@ def _frame(root: str, folder: str) -> Frame:
 
 def _where(frame: Frame, block: Block, row: int, col: int, there: bool) -> list[str]:
     g = frame.grid
-    x, y = rasterio.Affine(*g.transform) * (col + 0.5, row + 0.5)
+    x, y = AffineTransformer(rasterio.Affine(*g.transform)).xy(row, col)
     (lon,), (lat,) = rasterio.warp.transform(g.crs, LONLAT, [x], [y])
     value = "not made yet"
     if there:

@@ -62,8 +62,11 @@ class Plan:
     bare: int
 
 
-def plans(cfg: Config, root: str, refs: Sequence[SceneRef], bundles: Sequence[str], weights: str) -> list[Plan]:
-    """A plan for each grid that the scenes touch, in order of name. Raises ConfigError where they touch none."""
+def plans(
+    cfg: Config, root: str, refs: Sequence[SceneRef], bundles: Sequence[str], weights: str, confidence: str = ""
+) -> list[Plan]:
+    """A plan for each grid that the scenes touch, in order of name; weights: digest of the bundles; confidence: where the
+    model of the confidence band lies or will lie, "" = none. Raises ConfigError where they touch no grid."""
     m = cfg.mosaic
     chosen = [
         r for r in refs
@@ -79,7 +82,7 @@ def plans(cfg: Config, root: str, refs: Sequence[SceneRef], bundles: Sequence[st
     identity = np.array([_identity(r) for r in chosen], "S32")
     made = []
     for grid in grids(cfg, chosen, aoi, outlines):
-        plan = _plan(cfg, root, grid, aoi, chosen, outlines, identity, bundles, weights)
+        plan = _plan(cfg, root, grid, aoi, chosen, outlines, identity, bundles, digest(weights, confidence), confidence)
         if plan is not None:
             made.append(plan)
     if not made:
@@ -139,7 +142,7 @@ def grids(cfg: Config, refs: Sequence[SceneRef], aoi: Any, outlines: npt.NDArray
 
 def _plan(
     cfg: Config, root: str, grid: Grid, aoi: Any, refs: Sequence[SceneRef], outlines: npt.NDArray[Any],
-    identity: npt.NDArray[Any], bundles: Sequence[str], weights: str,
+    identity: npt.NDArray[Any], bundles: Sequence[str], weights: str, confidence: str,
 ) -> Plan | None:  # fmt: skip
     t = cfg.translate
     near = np.arange(len(refs))
@@ -200,7 +203,7 @@ def _plan(
     layout = Layout(grid.crs, grid.transform, grid.height, grid.width, grid.block, t.dtype, t.confidence)
     frame = Frame(
         root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.batch, t.dtype, look,
-        tuple(bundles), t.threads, cfg.speed, "", properties,
+        tuple(bundles), t.threads, cfg.speed, confidence, properties,
     )  # fmt: skip
     return Plan(frame, [refs[int(near[i])] for i in used], statistics, blocks, int(mask.sum()) - len(places))
 

@@ -14,6 +14,7 @@ import dataclasses
 import io
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from sar2eo_dist import sources, storage
@@ -184,7 +186,8 @@ def _path(folder: str, name: str) -> str:
 
 def _tiff(rgb: npt.NDArray[np.uint8]) -> bytes:
     profile: dict[str, Any] = {"driver": "GTiff", "count": 3, "dtype": "uint8", "photometric": "RGB"}
-    with MemoryFile() as memory:
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the challenge's images have no place
         with memory.open(height=rgb.shape[1], width=rgb.shape[2], compress="deflate", **profile) as out:
             out.write(rgb)
         data: bytes = memory.read()

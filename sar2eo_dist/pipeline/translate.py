@@ -21,6 +21,7 @@ from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import (
     blocks,
     cluster,
+    confidence,
     forecast,
     mosaics,
     overviews,
@@ -51,10 +52,12 @@ def translate(cfg: Config, opts: Options) -> Summary:
     infos = [bundle.read(b) for b in uris]
     weights = digest([bundle.digest(i) for i in infos])
     planned: list[Plan] = []
+    model: Unit | None = None
     if cfg.data.scenes:
         refs, _ = scene_list.index(cfg, root, keep=not opts.dry_run)
         scene_list.require_fit(infos, refs)
-        planned = mosaics.plans(cfg, root, refs, uris, weights)
+        model = confidence.plan(cfg, root, uris, infos, weights) if cfg.translate.confidence else None
+        planned = mosaics.plans(cfg, root, refs, uris, weights, confidence.path(model) if model else "")
     targets = patches.plan(cfg, weights) if cfg.data.target else None
     made, shards = pairset.plan(cfg, root, bundle.digest(infos[0])) if cfg.translate.pairs else (None, [])
 
@@ -73,6 +76,8 @@ def translate(cfg: Config, opts: Options) -> Summary:
         pairset.write_template(root, made)
     if planned and not opts.dry_run:
         _prepare(cfg, planned)
+        if model:
+            confidence.run(cfg, opts, root, uris, model)
         lost = _statistics(cfg, opts, planned, {u.id for u in todo})
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:

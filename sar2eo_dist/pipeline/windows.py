@@ -112,7 +112,7 @@ def _core(lattice: Grid, block: Block, place: Window, padded: tuple[int, int]) -
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A block's image (3, h, w) float32 in [-1, 1], and its expected error (h, w) uint16 DN where it was asked for.
+    """A block's image (3, h, w) float32 in [-1, 1], and its typical error (h, w) uint16 DN where it was asked for.
 
     NaN (and 0) where no window had data. windows: that ran through the networks.
     """

@@ -128,3 +128,102 @@ def test_merged_moments_are_those_of_the_union(rows, seed, offset):
     assert torch.allclose(merged["mean"], mean.float(), rtol=1e-6, atol=1e-6)
     assert torch.allclose(merged["var"], var.float(), rtol=1e-5, atol=1e-6)
     assert float(merged["count"]) == x[0, 0].numel()
+
+
+@pytest.mark.parametrize("model", [pix2pixhd, restormer], ids=["pix2pixhd", "restormer"])
+@torch.no_grad()
+def test_gather_of_one_layer_ends_the_pass_there(model):
+    net, x = tiny(model), scene(64)
+    names = statistics.layers(net)
+    ran: list[str] = []
+    hooks = [
+        net.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: ran.append(name)) for name in names
+    ]
+    with statistics.gather(net) as wanted:
+        before = net(x)
+    assert ran == names
+    for k, name in enumerate(names):
+        ran.clear()
+        after = []
+        with statistics.gather(net, last=name) as found:
+            net(x)
+            after.append("the rest of the context")
+        assert ran == names[: k + 1]
+        assert not after
+        assert list(found) == [name]
+        assert found[name].keys() == wanted[name].keys()
+        for key, value in found[name].items():
+            assert torch.allclose(value, wanted[name][key], rtol=1e-4, atol=1e-5)
+    ran.clear()
+    assert torch.equal(net(x), before) or torch.allclose(net(x), before, atol=1e-5)  # and no later pass ends early
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def test_gather_of_one_layer_of_a_core_in_each_window():
+    net, image = tiny(pix2pixhd), scene(256)
+    name = statistics.layers(net)[3]
+    for window, inner, _ in windows(256, 128, 64):
+        x = image[window]
+        with statistics.gather(net, tuple(x.shape[2:]), inner) as wanted:
+            net(x)
+        with statistics.gather(net, tuple(x.shape[2:]), inner, last=name) as found:
+            net(x)
+        assert all(torch.allclose(found[name][k], wanted[name][k], rtol=1e-4, atol=1e-5) for k in wanted[name])
+
+
+def test_other_errors_leave_gather():
+    net = tiny(pix2pixhd)
+    with pytest.raises(ZeroDivisionError), statistics.gather(net, last=statistics.layers(net)[0]):
+        raise ZeroDivisionError
+    assert all("last" not in vars(m) and "taken" not in vars(m) for m in net.modules())
+
+
+@torch.no_grad()
+def test_gather_of_some_layers():
+    net, x = tiny(pix2pixhd), scene(64)
+    with statistics.gather(net) as wanted:
+        net(x)
+    names = statistics.layers(net)[1:4]
+    with statistics.gather(net, only=names) as found:
+        net(x)
+    assert list(found) == names
+    assert all(torch.allclose(found[n]["var"], wanted[n]["var"], rtol=1e-4) for n in names)
+
+
+@torch.no_grad()
+def test_use_of_some_layers_leaves_the_others_as_trained():
+    net, x, other = tiny(pix2pixhd), scene(64), scene(64, seed=3) * 0.3
+    with statistics.gather(net) as given_:
+        net(other)
+    names = statistics.layers(net)
+    with statistics.use(net, {}, only=[]):  # none: as trained
+        own = net(x)
+    assert torch.equal(own, net(x))
+    chosen = names[:2]
+    part = {n: given_[n] for n in chosen}
+    with statistics.use(net, part, only=chosen), statistics.gather(net) as seen:
+        mixed = net(x)
+    with statistics.use(net, given_):
+        full = net(x)
+    assert float((mixed - own).abs().max()) > 1e-3
+    assert float((mixed - full).abs().max()) > 1e-3
+    with statistics.use(
+        net, {**part, **{n: seen[n] for n in names[2:]}}
+    ):  # the others read their own input, as it now is
+        assert torch.allclose(net(x), mixed, atol=1e-5)
+    with (
+        pytest.raises(ModelError, match=f"statistics of 1 layers are missing, first {names[2]}"),
+        statistics.use(net, part, only=names[:3]),
+    ):
+        pass
+    asked: list[str] = []
+
+    def source(name: str, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        asked.append(name)
+        return given_[name]
+
+    with statistics.use(net, source, only=chosen):
+        assert torch.allclose(net(x), mixed, atol=1e-4)
+    assert asked == chosen

@@ -159,14 +159,16 @@ def test_between_cells_the_table_is_interpolated():
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(1, 60), st.sampled_from((0.0, 0.1, 0.9)))
 def test_windows_with_a_halo_agree_to_the_bit(seed, h, w, holes):
     rng = np.random.default_rng(seed)
-    db, (image,) = scene(seed, 90, 80, holes)
+    db, (image,) = scene(seed, 290, 80, holes)
     model = any_model(seed)
     whole = model.predict(db, [image])
-    top, left = int(rng.integers(0, 90 - h + 1)), int(rng.integers(0, 80 - w + 1))
+    top, left = int(rng.integers(0, 290 - h + 1)), int(rng.integers(0, 80 - w + 1))
     rows, cols = slice(max(top - RADIUS, 0), top + h + RADIUS), slice(max(left - RADIUS, 0), left + w + RADIUS)
-    cut = model.predict(db[:, rows, cols], [image[:, rows, cols]])
-    at = cut[top - rows.start : top - rows.start + h, left - cols.start : left - cols.start + w]
-    np.testing.assert_array_equal(at, whole[top : top + h, left : left + w])
+    part = db[:, rows, cols], [image[:, rows, cols]]
+    core = (..., slice(top - rows.start, top - rows.start + h), slice(left - cols.start, left - cols.start + w))
+    inside = (..., slice(top, top + h), slice(left, left + w))
+    np.testing.assert_array_equal(model.predict(*part)[core], whole[inside])
+    np.testing.assert_array_equal(features(*part)[core], features(db, [image])[inside])
 
 
 def test_what_lies_beyond_the_radius_does_not_count_and_what_lies_within_does():
@@ -263,6 +265,8 @@ def test_refuses_what_does_not_fit_together():
         features(db, [])
     with pytest.raises(ModelError, match=r"\(3, 15, 16\)"):
         features(db, [images[0][:, 1:]])
+    with pytest.raises(ModelError, match=r"\(3, 15, 16\)"):
+        any_model().predict(db, [images[0][:, 1:]])
     with pytest.raises(ModelError, match="uint8"):
         Fit().add(db, images, truth, valid.astype(np.uint8))
     truth[0, 3, 3] = np.nan

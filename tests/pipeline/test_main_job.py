@@ -12,26 +12,30 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import rasterio.warp
 import zarr
 from PIL import Image
+from safetensors.torch import load as tensors_of
 from small_job import VERBS, Done, rerun
 
-from sar2eo_dist import sources
+from sar2eo_dist import sources, storage
 from sar2eo_dist.cca.frechet import Reference, point_distance
 from sar2eo_dist.errors import ConfigError, ReferenceSetError, Sar2EoError, TooManyFailures
 from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.models import bundle
-from sar2eo_dist.mosaic.grid import Grid
-from sar2eo_dist.pipeline import translate as translate_stage
+from sar2eo_dist.pipeline import windows
 from sar2eo_dist.pipeline.actors import Chain, load_extractor
+from sar2eo_dist.pipeline.blocks import Frame
 from sar2eo_dist.pipeline.collect import collect
 from sar2eo_dist.pipeline.evaluate import evaluate
 from sar2eo_dist.pipeline.judge import judge
+from sar2eo_dist.pipeline.lineage import lineage
 from sar2eo_dist.pipeline.members import members, read_image
+from sar2eo_dist.pipeline.scene_list import require_fit
 from sar2eo_dist.pipeline.shard import shard
 from sar2eo_dist.pipeline.stage import Options
-from sar2eo_dist.pipeline.translate import translate, translate_block
-from sar2eo_dist.radiometry import decode_db
+from sar2eo_dist.pipeline.translate import translate
+from sar2eo_dist.radiometry import decode_db, to_uint8
 from sar2eo_dist.reader import PairReader
 from sar2eo_dist.records import Pair, Unit, Verdict, from_table
 from sar2eo_dist.sources import scenes
@@ -139,18 +143,70 @@ def test_the_mosaic_is_georeferenced_and_the_same_in_every_form(main_job: Done) 
         assert max(look.size) == 420
 
 
+def frame_of(job: Done) -> Frame:
+    root, folder = job.cfg.run.out, job.summaries["translate"].outputs["mosaic"].rpartition("/")[0]
+    return Frame.from_json((Path(root) / folder / "frame.json").read_bytes(), root)
+
+
 def test_a_mosaic_does_not_depend_on_its_blocks(main_job: Done) -> None:
-    """Whole-scene blending, computed here in one block, equals what nine units wrote, bit for bit."""
-    cfg = main_job.cfg
-    scene = scenes.open_scene(cfg.data.scenes)
-    t = cfg.translate
-    grid = Grid(scene.crs, scene.transform, scene.width, scene.height, t.window, t.overlap, 512, 16)
-    chain = Chain([str(main_job.path("train", r)) for r in ("translate", "enhance")], t.threads, main_job.cfg.speed)
+    """The whole scene computed here, as one block, equals what twelve units wrote, bit for bit."""
+    frame = frame_of(main_job)
+    scene = scenes.open_scene(main_job.cfg.data.scenes)
+    assert frame.lattice is not None
+    assert len(frame.grid.blocks()) == 12
+    grid = dataclasses.replace(frame.grid, block=512)
+    chain = Chain(frame.bundles, frame.threads, frame.speed)
+    root = Path(main_job.cfg.run.out)
+    found = {b: tensors_of((root / frame.statistics(b.key)).read_bytes()) for b in frame.lattice.blocks()}
+    assert len(found) == 4
     (block,) = grid.blocks()
-    rgb, valid, _ = translate_block(chain, scene, grid, block)
+    sar = windows.Sar(0, 0, scenes.read_window(scene, 0, 0, scene.height, scene.width))
+    around = lambda place: [(b, found[b]) for b in frame.lattice.knots(place)]  # noqa: E731
+    image = windows.images(chain, grid, block, sar, around, frame.lattice, frame.batch, None).image
+    valid = np.isfinite(sar.db).all(axis=0)
     group = zarr.open_group(str(main_job.path("translate", "mosaic")), mode="r")
-    np.testing.assert_array_equal(group["rgb"][:], rgb)
     np.testing.assert_array_equal(group["valid"][:], valid)
+    np.testing.assert_array_equal(group["rgb"][:], to_uint8(np.where(valid, image, -1)))
+
+
+def test_overviews_and_catalogue(main_job: Done) -> None:
+    group = zarr.open_group(str(main_job.path("translate", "mosaic")), mode="r")
+    rgb, valid = group["rgb"][:].astype(int), group["valid"][:].astype(int)
+    half, seen = group["overviews/2/rgb"][:], group["overviews/2/valid"][:]
+    count = valid[0::2, 0::2] + valid[1::2, 0::2] + valid[0::2, 1::2] + valid[1::2, 1::2]
+    total = sum((rgb * valid)[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
+    np.testing.assert_array_equal(seen, count > 0)
+    np.testing.assert_array_equal(half, (2 * total + np.maximum(count, 1)) // (2 * np.maximum(count, 1)))
+    assert group["overviews/4/rgb"].shape == (3, 75, 105)
+    collection = json.loads(main_job.path("translate", "stac").read_text())
+    folder = main_job.path("translate", "stac").parent
+    items = [json.loads((folder / k["href"]).read_text()) for k in collection["links"] if k["rel"] == "item"]
+    assert len(items) == 12
+    assert all((folder / i["assets"]["visual"]["href"]).exists() for i in items)
+    assert {k["href"] for i in items for k in i["links"] if k["rel"] == "derived_from"} == {
+        storage.absolute(main_job.cfg.data.scenes)
+    }
+
+
+def test_lineage_names_what_a_pixel_is_made_from_and_makes_its_block_again(main_job: Done) -> None:
+    frame = frame_of(main_job)
+    text = lineage(main_job.cfg, Options(pixel="140,300", remake=True))
+    assert "block    r00001c00002" in text
+    assert all(uri in text for uri in (*frame.bundles, main_job.cfg.data.scenes))
+    assert "4 statistics windows and 5 objects: the same bytes" in text
+    (lon,), (lat,) = rasterio.warp.transform(frame.grid.crs, "EPSG:4326", *zip(centre(frame, 140, 300), strict=True))
+    assert lineage(main_job.cfg, Options(at=f"{lon},{lat}")).startswith("pixel    row 140, column 300 of ")
+    with pytest.raises(ConfigError, match="lies outside"):
+        lineage(main_job.cfg, Options(at="10,50"))
+    with pytest.raises(ConfigError, match="say which pixel"):
+        lineage(main_job.cfg, Options())
+    with pytest.raises(ConfigError, match="two numbers"):
+        lineage(main_job.cfg, Options(pixel="12"))
+
+
+def centre(frame: Frame, row: int, col: int) -> tuple[float, float]:
+    a, _, c, _, e, f = frame.grid.transform
+    return c + a * (col + 0.5), f + e * (row + 0.5)
 
 
 def test_targets_with_sar_in_range_get_an_image(main_job: Done) -> None:
@@ -316,7 +372,7 @@ def test_refusals_before_anything_starts(main_job: Done, tmp_path: Path) -> None
     full = {"run": cfg.run}
     with pytest.raises(ConfigError, match="nothing to translate"):
         translate(
-            cfg.model_copy(update=full | {"data": cfg.data.model_copy(update={"scene": "", "target": ""})}), Options()
+            cfg.model_copy(update=full | {"data": cfg.data.model_copy(update={"scenes": "", "target": ""})}), Options()
         )
     with pytest.raises(ConfigError, match="split 'test' holds 0 pairs"):
         evaluate(
@@ -327,15 +383,13 @@ def test_refusals_before_anything_starts(main_job: Done, tmp_path: Path) -> None
 def test_a_mosaic_wants_fixed_scaling_and_its_own_quantity(main_job: Done) -> None:
     info = bundle.read(str(main_job.path("train", "translate")))
     scene = scenes.open_scene(main_job.cfg.data.scenes)
-    translate_stage.require_fit(info, scene)
+    require_fit([info], [scene])
     cfg = main_job.cfg
     other = cfg.model_copy(update={"data": cfg.data.model_copy(update={"quantity": "gamma0"})})
     with pytest.raises(ConfigError, match=r"sigma0, the scene is gamma0.*s1\.tif"):
-        translate(other, Options())
+        translate(other, Options(dry_run=True))
     with pytest.raises(ConfigError, match="sar=minmax"):
-        translate_stage.require_fit(dataclasses.replace(info, scaling=info.scaling | {"sar": "minmax"}), scene)
-    folders = {translate_stage.plan_mosaic(c, "w").folder for c in (cfg, other)}
-    assert len(folders) == 2  # declared otherwise, it is another mosaic
+        require_fit([dataclasses.replace(info, scaling=info.scaling | {"sar": "minmax"})], [scene])
 
 
 def test_dry_run_writes_nothing(main_job: Done, tmp_path: Path) -> None:
