@@ -6,7 +6,9 @@ A run folder needs no training: `translate.bundles` names what `bundles` wrote, 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -127,11 +129,18 @@ def without_ray() -> Iterator[None]:
     def stream(
         todo: Sequence[tuple[Unit, Any]], number: int, read: Any, make: Any, write: Any, feed: Any
     ) -> Iterator[Entry | Failure]:
-        compute = make()
+        steps = {"read": read, "compute": make(), "write": write}
+
+        def work(unit: Unit, task: Any) -> Entry:
+            value, spent = None, {}
+            for name, step in steps.items():
+                begin = time.monotonic()
+                value = step(unit, task, value)
+                spent[name] = time.monotonic() - begin
+            return dataclasses.replace(value, steps=spent)  # type: ignore[type-var]
+
         for unit, task in todo:
-            yield attempt(
-                unit, lambda u=unit, t=task: write(u, t, compute(u, t, read(u, t, None)))  # type: ignore[misc]
-            )
+            yield attempt(unit, partial(work, unit, task))
 
     def run(work: Any, todo: Sequence[tuple[Unit, Any]], number: int, **_: Any) -> Iterator[Entry | Failure]:
         for unit, payload in todo:

@@ -155,7 +155,10 @@ def _plan(
     fingerprint = cfg.fingerprint(STAGE)
     mark = digest(fingerprint, weights, storage.absolute(cfg.data.scenes), dataclasses.astuple(grid))
     folder = f"{STAGE}/{grid.name}-{mark[:12]}"
-    mask = areas.blocks_in(grid, areas.projected(aoi, grid))
+    ground = aoi
+    if aoi is None and utm_zone(grid.crs) and len(near):  # a zone's blocks are many: those near a scene will do
+        ground = shapely.box(*shapely.total_bounds(outlines[near])).buffer(0.1, join_style="mitre")
+    mask = areas.blocks_in(grid, areas.projected(ground, grid))
     wanted = [grid.at(int(i), int(j)) for i, j in np.argwhere(mask)]
     starts, found = areas.touching(grid, [grid.reach(b) for b in wanted], polygons)
     before = _planned_before(root, folder)
@@ -205,7 +208,8 @@ def _plan(
         root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.batch, t.dtype, look,
         tuple(bundles), t.threads, cfg.speed, confidence, properties,
     )  # fmt: skip
-    return Plan(frame, [refs[int(near[i])] for i in used], statistics, blocks, int(mask.sum()) - len(places))
+    bare = 0 if aoi is None else int(mask.sum()) - len(places)
+    return Plan(frame, [refs[int(near[i])] for i in used], statistics, blocks, bare)
 
 
 def _all_windows(lattice: Grid) -> list[tuple[int, int]]:

@@ -22,11 +22,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-os.environ |= {
-    "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_initial_delay_ms": "500", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
-}  # fmt: skip
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # not where the tests import its tools: they share a Ray of their own
+    os.environ |= {
+        "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_initial_delay_ms": "500", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled",
+    }  # fmt: skip
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil
 import small_mosaic

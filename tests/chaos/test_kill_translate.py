@@ -108,7 +108,7 @@ def test_killed_actors_tasks_and_drivers_change_no_byte(
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("translators", [1, 2, 4])
+@pytest.mark.parametrize("translators", [2, 4])  # one is what the killed runs have
 def test_the_number_of_translators_changes_no_byte(
     alone: tuple[Config, Summary, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, translators: int
 ) -> None:
@@ -124,9 +124,7 @@ def test_the_size_of_blocks_changes_no_pixel(alone: tuple[Config, Summary, dict[
     cfg = small_mosaic.small(base, f"run.out={base / 'larger'}", "translate.block=512")
     with small_mosaic.without_ray():
         larger = translate(cfg, Options())
-    stores = [
-        zarr.open_group(Path(c.run.out) / s.outputs["mosaic"], mode="r") for c, s in (alone[:2], (cfg, larger))
-    ]
+    stores = [zarr.open_group(Path(c.run.out) / s.outputs["mosaic"], mode="r") for c, s in (alone[:2], (cfg, larger))]
     assert [s["rgb"].metadata.chunk_grid.chunk_shape[-1] for s in stores] == [256, 512]
     for array in ("valid", "rgb"):
         small, large = (s[array][PLACE] for s in stores)
