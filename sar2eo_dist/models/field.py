@@ -67,8 +67,8 @@ class Field:
                 knots = knots * weights[..., None]
             lines = torch.einsum("jl,klc->kjc", side, knots).flatten(1)  # (knots, w C)
             plane = (up @ lines).view(h, w, -1)
-            if total is not None:
-                plane = torch.where(total > 0, plane / total, plane)
+            if total is not None:  # where no knot with data is near there is no data either: anything usual will do
+                plane = torch.where(total > 0, plane / total, knots.sum((0, 1)) / weights.sum())
             return plane.permute(2, 0, 1)[None]
 
         return spread(mean), spread(var)

@@ -13,12 +13,13 @@ import shapely
 from shapely.geometry import shape
 
 from sar2eo_dist.errors import ConfigError
-from sar2eo_dist.mosaic.grid import Block, Grid, Window
+from sar2eo_dist.mosaic.grid import Block, Grid, Window, utm_zone
 
 LONLAT = "EPSG:4326"
 STEP = (
     0.05  # degrees between vertices where an edge is carried into another CRS: a chord is then off by less than a pixel
 )
+NEAR = 12.0  # degrees from a zone's meridian that its CRS is used for
 _MERIDIAN = 1000.0  # metres of northing between points of a zone's border; in between it is straight to a millimetre
 
 
@@ -60,12 +61,18 @@ def zones(area: Any) -> list[tuple[int, bool]]:
 
 def projected(area: Any, grid: Grid) -> Any:
     """The part of an area (lon/lat) that a grid owns, in the grid's CRS; None = all that it owns (None where it owns all)."""
-    if grid.strip is not None:
-        south = grid.crs.startswith("EPSG:327")
-        own = shapely.box(grid.strip[0], -80.0 if south else 0.0, grid.strip[1], 0.0 if south else 84.0)
+    zone = utm_zone(grid.crs)
+    if grid.strip is not None and zone:
+        own = shapely.box(grid.strip[0], -80.0 if zone[1] else 0.0, grid.strip[1], 0.0 if zone[1] else 84.0)
         area = own if area is None else own.intersection(area)
     if area is None:
         return None
+    if zone:  # transverse Mercator breaks down far from its meridian
+        west, south, east, north = 6.0 * zone[0] - 183 - NEAR, -84.0, 6.0 * zone[0] - 183 + NEAR, 84.0
+    else:
+        corners = grid.corners(Window(0, 0, grid.height, grid.width))
+        west, south, east, north = rasterio.warp.transform_bounds(grid.crs, LONLAT, *corners)
+    area = shapely.box(west - 1, max(-90.0, south - 1), east + 1, min(90.0, north + 1)).intersection(area)
     dense = shapely.segmentize(area, STEP)
 
     def carry(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -22,6 +22,7 @@ from sar2eo_dist.report.load import Run, part
 from sar2eo_dist.report.text import count, minus, number
 
 LOOKS = (("sar_quicklook", "SAR"), ("quicklook", "Translated"), ("truth_quicklook", "Truth"))
+FILES = ("mosaic", "vrt", "error_vrt", "stac", "quicklook")
 PATCHES = 6  # shown
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -60,7 +61,7 @@ def mosaic(run: Run, album: Album) -> Mosaic | None:
     found = [(label, outputs[name]) for name, label in LOOKS if name in outputs]
     side = 1024 if len(found) < 4 else 768
     looks = tuple(Look(label, album.file(path, side)) for label, path in found)
-    files = tuple((n, outputs[n]) for n in ("mosaic", "vrt", "quicklook") if n in outputs)
+    files = tuple((n, path) for n, path in outputs.items() if n.partition(" ")[0] in FILES)  # of every UTM zone
     facts = _georeference(run, outputs["mosaic"]) if "mosaic" in outputs else []
     pixels, valid = (stage.counts.get(k) if stage else None for k in ("pixels", "valid pixels"))
     if pixels and valid is not None:
