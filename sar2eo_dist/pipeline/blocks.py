@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
@@ -53,6 +54,7 @@ class Frame:
     scenes: str
     composite: str
     orbit: str
+    statistics_mode: str
     batch: int
     dtype: str
     look: int
@@ -96,6 +98,12 @@ class Frame:
     def item(self, block: Block) -> str:
         return f"{self.folder}/stac/{block.key}.json"
 
+    def needed(self, task: Task) -> list[str]:
+        """Keys of the statistics that a block reads."""
+        if self.lattice is None:
+            return []
+        return [EXACT] if self.statistics_mode == EXACT else [self.lattice.at(*k).key for k in task.knots]
+
     def statistics(self, key: str) -> str:
         return f"{self.folder}/statistics/{key}.safetensors"
 
@@ -124,7 +132,8 @@ def _table(uri: str) -> Any:
 
 def scenes_of(frame: Frame, task: Task) -> list[SceneRef]:
     """The SceneRefs that a unit is made from."""
-    return from_table(_table(storage.join(frame.root, frame.scenes)).take(list(task.scenes)), SceneRef)
+    rows = pa.array(task.scenes, pa.int64())
+    return from_table(_table(storage.join(frame.root, frame.scenes)).take(rows), SceneRef)
 
 
 def sar(frame: Frame, refs: list[SceneRef], place: Window) -> Sar:
@@ -145,10 +154,7 @@ def read(unit: Unit, task: Task, _: None, *, frame: Frame) -> tuple[Any, Any]:
         lattice = _lattice(frame)
         return sar(frame, refs, lattice.around(lattice.at(task.row, task.col))), None
     block = frame.grid.at(task.row, task.col)
-    found: dict[str, bytes] = {}
-    if frame.lattice is not None:
-        keys = [frame.lattice.at(*k).key for k in task.knots] or [EXACT]
-        found = {k: storage.read_bytes(storage.join(frame.root, frame.statistics(k))) for k in keys}
+    found = {k: storage.read_bytes(storage.join(frame.root, frame.statistics(k))) for k in frame.needed(task)}
     return sar(frame, refs, frame.grid.reach(block)), found
 
 

@@ -163,7 +163,7 @@ def _statistics(frame: Frame, task: Task, make: Any, away: Frame) -> Any:
     """The block's statistics windows made again; those of `exact`, which take the whole scene, are copied."""
     if frame.lattice is None:
         return
-    if not task.knots:
+    if frame.statistics_mode == EXACT:
         data = storage.read_bytes(storage.join(frame.root, frame.statistics(EXACT)))
         yield storage.publish(away.root, away.statistics(EXACT), data)
     for row, col in task.knots:

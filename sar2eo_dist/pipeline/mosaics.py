@@ -145,12 +145,7 @@ def _plan(
     identity: npt.NDArray[Any], bundles: Sequence[str], weights: str, confidence: str,
 ) -> Plan | None:  # fmt: skip
     t = cfg.translate
-    near = np.arange(len(refs))
-    if grid.strip is not None or utm_zone(grid.crs):  # scenes far from a zone have no place in its CRS
-        zone = utm_zone(grid.crs)
-        centre = 6.0 * zone[0] - 183 if zone else 0.0
-        west, _, east, _ = shapely.bounds(outlines).T
-        near = np.flatnonzero((west < centre + 9) & (east > centre - 9))
+    near = _near(grid, t.block + 2 * t.statistics_window + t.halo, outlines)
     polygons = scene_index.footprints([refs[int(i)] for i in near], grid.crs)
     fingerprint = cfg.fingerprint(STAGE)
     mark = digest(fingerprint, weights, storage.absolute(cfg.data.scenes), dataclasses.astuple(grid))
@@ -159,9 +154,11 @@ def _plan(
     if aoi is None and utm_zone(grid.crs) and len(near):  # a zone's blocks are many: those near a scene will do
         ground = shapely.box(*shapely.total_bounds(outlines[near])).buffer(0.1, join_style="mitre")
     mask = areas.blocks_in(grid, areas.projected(ground, grid))
+    before = _planned_before(root, folder)
+    if aoi is None and before:
+        mask[tuple(np.array(sorted(before)).T)] = True
     wanted = [grid.at(int(i), int(j)) for i, j in np.argwhere(mask)]
     starts, found = areas.touching(grid, [grid.reach(b) for b in wanted], polygons)
-    before = _planned_before(root, folder)
     places = [k for k, b in enumerate(wanted) if starts[k + 1] > starts[k] or (b.row, b.col) in before]
     if not places:
         return None
@@ -205,7 +202,7 @@ def _plan(
                   "sar2eo:statistics": t.statistics}  # fmt: skip
     layout = Layout(grid.crs, grid.transform, grid.height, grid.width, grid.block, t.dtype, t.confidence)
     frame = Frame(
-        root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.batch, t.dtype, look,
+        root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.statistics, t.batch, t.dtype, look,
         tuple(bundles), t.threads, cfg.speed, confidence, properties,
     )  # fmt: skip
     bare = 0 if aoi is None else int(mask.sum()) - len(places)
@@ -220,6 +217,24 @@ def _all_windows(lattice: Grid) -> list[tuple[int, int]]:
             f"verification; use field, or a grid of its own on one small scene (mosaic.grid empty)"
         )
     return [(i, j) for i in range(rows) for j in range(cols)]
+
+
+def _near(grid: Grid, reach: int, outlines: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Scenes that may touch what a grid's units are computed from, `reach` pixels around its own ground.
+
+    The others are left out before their outlines are carried into its CRS, where those far away have no place.
+    """
+    zone = utm_zone(grid.crs)
+    if zone is None:
+        return np.arange(len(outlines))
+    west, south, east, north = shapely.bounds(outlines).T
+    centre = 6.0 * zone[0] - 183
+    if grid.strip is None:
+        return np.flatnonzero((west < centre + 9) & (east > centre - 9))
+    degrees = 0.5 + reach * abs(grid.transform[0]) / 100_000
+    across = degrees / np.maximum(np.cos(np.radians(np.maximum(np.abs(south), np.abs(north)))), 0.1)
+    here = (west < grid.strip[1] + across) & (east > grid.strip[0] - across)
+    return np.flatnonzero(here & ((south < degrees) if zone[1] else (north > -degrees)))
 
 
 def _sum(marks: npt.NDArray[Any]) -> str:

@@ -143,11 +143,7 @@ def _prepare(cfg: Config, planned: Sequence[Plan]) -> None:
 
 def _needs(plan: Plan, task: blocks.Task) -> list[str]:
     """Keys of the statistics units that a block reads."""
-    lattice = plan.frame.lattice
-    if lattice is None:
-        return []
-    keys = [lattice.at(*k).key for k in task.knots] or [blocks.EXACT]
-    return [f"{plan.frame.folder}/{k}" for k in keys]
+    return [f"{plan.frame.folder}/{k}" for k in plan.frame.needed(task)]
 
 
 def _statistics(cfg: Config, opts: Options, planned: Sequence[Plan], todo: set[str]) -> dict[str, str]:

@@ -64,7 +64,8 @@ def config(base: Path, side: int, nets: list[str]) -> Config:
     if not scene.exists():
         small_mosaic.scene(scene, 50_000, 30_000, side, side)
     return load(overrides=[
-        "translate={window: 512, halo: 96, block: 2048, statistics_window: 2048}", f"data.scenes={scene}", f"translate.bundles={nets}", f"run.out={base / f'run{side}'}",
+        "translate={window: 512, halo: 96, block: 2048, statistics_window: 2048}",
+        f"data.scenes={scene}", f"translate.bundles={nets}", f"run.out={base / f'run{side}'}",
         f"resources.object_store_mb={STORE_MB}", "resources.translators=1",
     ])  # fmt: skip
 

@@ -290,3 +290,20 @@ def test_an_area_far_wider_than_the_zone_or_a_quarter_of_the_globe_away(box):
     holding = [(int((n - f) / e / grid.block), int((m - c) / a / grid.block)) for m, n in zip(x, y, strict=True)]
     assert all(planned[at] for at in holding)
     assert planned.any() == bool(holding)
+
+
+@pytest.mark.parametrize("lat", [-50.0, 60.0])
+def test_a_parallel_is_carried_over_as_the_curve_that_it_is(lat):
+    """Over a zone's six degrees its middle lies kilometres off the chord between its ends."""
+    grid = utm_grid(21, lat < 0, 10.0, **LATTICE | {"block": 128, "window": 128})
+    place = shapely.box(-60, lat, -54, lat + 0.02)  # two blocks thick
+    planned = area.blocks_in(grid, area.projected(place, grid))
+    lon, lats = (
+        v.ravel() for v in np.meshgrid(np.linspace(-59.999, -54.001, 900), lat + np.linspace(0.0002, 0.0198, 9))
+    )
+    x, y = (np.array(v) for v in transform("EPSG:4326", grid.crs, lon, lats))
+    a, _, c, _, e, f = grid.transform
+    holding = np.zeros_like(planned)
+    holding[((y - f) / e / grid.block).astype(int), ((x - c) / a / grid.block).astype(int)] = True
+    assert not (holding & ~planned).any()
+    assert planned.sum() < 1.2 * holding.sum()

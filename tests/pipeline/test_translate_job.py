@@ -263,3 +263,16 @@ def test_what_was_indexed_is_not_opened_again(base: Path, tmp_path: Path, monkey
     declared, _ = scene_list.index(other, cfg.run.out, keep=True)
     assert [s.units for s in declared] == ["linear", "linear"]
     assert [dataclasses.replace(s, units="db") for s in declared] == first
+
+
+def test_where_all_scenes_are_gone_the_pixels_go_too(tmp_path: Path) -> None:
+    cfg = small_mosaic.small(tmp_path, FINE, "mosaic.aoi=")
+    small_mosaic.scene(tmp_path / "scenes/far.tif", 55_000, 30_300, 40, 40, DATE="2020-07-01")
+    first = run(cfg)
+    uri = str(Path(cfg.run.out) / first.outputs["mosaic"])
+    assert zarr.open_group(uri, mode="r")["valid"][55_000:55_040, 30_300:30_340].all()
+    (tmp_path / "scenes/far.tif").unlink()
+    second = run(cfg)
+    assert second.planned == first.planned
+    assert second.counts["empty blocks"] == second.planned - second.resumed == first.planned - 9
+    assert not zarr.open_group(uri, mode="r")["valid"][54_784:55_296, 30_208:30_464].any()

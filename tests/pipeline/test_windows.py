@@ -313,3 +313,24 @@ def test_a_cut_beyond_what_was_read_is_refused():
             sar.cut(block)
     inner = dataclasses.replace(grid.at(0, 0), y=110, x=230, height=40, width=30)
     np.testing.assert_array_equal(sar.cut(inner), sar.db[:, 10:50, 30:60])
+
+
+def test_the_knots_of_a_field_are_the_centres_of_the_statistics_windows():
+    """One window by hand, on knots laid out here: between four centres, each weighing its own pixels."""
+    chain, db = nets(5), scene(230, 256)
+    grid = lay(db, 64, 32)
+    lattice = grid.coarse(128)
+    known = found_in(chain, lattice, db)
+    made = mosaic(chain, grid, db, lambda p: [(b, known[b]) for b in lattice.knots(p)], lattice)
+    corners = [known[lattice.at(r, c)] for r in (0, 1) for c in (0, 1)]
+    values = {
+        layer: tuple(
+            torch.stack([g[f"0:{layer}:{key}"] for g in corners]).unflatten(0, (2, 2)) for key in ("mean", "var")
+        )
+        for layer in field.moments(chain.nets[0])
+    }
+    by_hand = field.Field([63.5, 191.5], [63.5, 191.5], np.array([[1, 1], [102 / 128] * 2]), values)
+    top, left = 64 - 32, 128 - 32  # of the window at (64, 128) with its halo
+    with torch.inference_mode(), statistics.use(chain.nets[0], field.source([(by_hand, top, left)], (128, 128))):
+        x = chain.nets[0](chain.scaled([db[:, top : top + 128, left : left + 128]]))
+    assert np.abs(made[:, 64:128, 128:192] - x[0, :, 32:96, 32:96].numpy()).max() < 1e-5
