@@ -202,7 +202,8 @@ def _plan(
                   "sar2eo:statistics": t.statistics}  # fmt: skip
     layout = Layout(grid.crs, grid.transform, grid.height, grid.width, grid.block, t.dtype, t.confidence)
     frame = Frame(
-        root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.statistics, t.batch, t.dtype, look,
+        root, folder, grid, layout, lattice, scene_table, cfg.mosaic.composite, cfg.mosaic.orbit, t.statistics,
+        t.batch, t.dtype, look,
         tuple(bundles), t.threads, cfg.speed, confidence, properties,
     )  # fmt: skip
     bare = 0 if aoi is None else int(mask.sum()) - len(places)

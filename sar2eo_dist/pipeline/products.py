@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ import numpy.typing as npt
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
+from sar2eo_dist.errors import NotFound
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.mosaic import publish, stac, store
 from sar2eo_dist.mosaic.grid import Block, Grid
@@ -18,7 +21,7 @@ from sar2eo_dist.pipeline.blocks import ATTRIBUTION, Task
 from sar2eo_dist.pipeline.mosaics import Plan
 from sar2eo_dist.pipeline.stage import Failure
 from sar2eo_dist.radiometry import scale_sar, to_uint8, validity
-from sar2eo_dist.records import SceneRef, Unit
+from sar2eo_dist.records import SceneRef, Unit, digest
 from sar2eo_dist.sources import composite
 
 REFRESH_S = 30.0  # between two quick-looks of a run, at least; and at most a twentieth of the time goes into them
@@ -80,9 +83,26 @@ def _some(
 
 
 def finish(cfg: Config, plan: Plan, done: set[str], first: bool) -> dict[str, str]:
-    """VRT, STAC collection and quick-looks of the blocks that are done; the outputs by name, with the grid's where several."""
+    """VRT, STAC collection and quick-looks of the blocks that are done; the outputs by name, with the grid's where several.
+
+    Nothing is made again where they are of these blocks already.
+    """
     f = plan.frame
     there = [(u, t, f.grid.at(t.row, t.col)) for u, t in plan.blocks if u.id in done]
+    mark = digest([u.id for u, _, _ in there], cfg.translate.quicklook, cfg.data.truth, first)
+    kept = storage.join(f.root, f.folder, "products.json")
+    with contextlib.suppress(NotFound):
+        last = json.loads(storage.read_bytes(kept))
+        if last["mark"] == mark:
+            found: dict[str, str] = last["outputs"]
+            return found
+    out = _made(cfg, plan, there, first)
+    storage.put(kept, json.dumps({"mark": mark, "outputs": out}, indent=1).encode())
+    return out
+
+
+def _made(cfg: Config, plan: Plan, there: list[tuple[Unit, Task, Block]], first: bool) -> dict[str, str]:
+    f = plan.frame
     blocks = [b for _, _, b in there]
     files: dict[str, tuple[str, bytes]] = {}
     for name, band in (("vrt", ""), ("error_vrt", "error")) if f.layout.error else (("vrt", ""),):
