@@ -189,7 +189,7 @@ class Compute:
         return pixels.db.nbytes, self._block(task, pixels, {k: tensors_of(v) for k, v in value[1].items()})
 
     def _block(self, task: Task, pixels: Sar, found: dict[str, Any]) -> tuple[Any, ...]:
-        """(image (3, h, w) uint8 or uint16, valid (h, w) bool, typical error (h, w) uint16 or None, windows run)."""
+        """(image (3, h, w) uint8 or uint16, valid (h, w) bool, typical error (h, w) uint16 or None, windows run, on a GPU)."""
         frame, grid, lattice = self.frame, self.frame.grid, self.frame.lattice
         block = grid.at(task.row, task.col)
         valid = validity(pixels.cut(block)) & area.owned(grid, block)
@@ -208,7 +208,7 @@ class Compute:
         else:
             colours = to_uint8(image)
         error = None if made.error is None else np.where(valid, made.error, np.uint16(0))
-        return colours, valid, error, made.windows
+        return colours, valid, error, made.windows, self.chain.device != "cpu"
 
 
 def _lattice(frame: Frame) -> Grid:
@@ -223,7 +223,7 @@ def write(unit: Unit, task: Task, value: tuple[int, Any], *, frame: Frame) -> En
     if task.what != "block":
         key = EXACT if task.what == EXACT else _lattice(frame).at(task.row, task.col).key
         return Entry(unit, (storage.publish(frame.root, frame.statistics(key), made),), 0.0, size)
-    image, valid, error, ran = made
+    image, valid, error, ran, gpu = made
     grid, block = frame.grid, frame.grid.at(task.row, task.col)
     pixels = Pixels(image, valid, error)
     outputs = list(store.write_block(frame.root, frame.store, frame.layout, 0, task.row, task.col, pixels))
@@ -237,8 +237,7 @@ def write(unit: Unit, task: Task, value: tuple[int, Any], *, frame: Frame) -> En
     files[frame.item(block)] = _item(frame, unit, task, block, error is not None)
     outputs += [storage.publish(frame.root, path, data) for path, data in files.items()]
     counts = {"blocks": 1, "pixels": valid.size, "valid pixels": int(valid.sum()), "windows": ran}
-    if not valid.any():
-        counts["empty blocks"] = 1
+    counts |= {"empty blocks": int(not valid.any()), "blocks on a GPU": int(gpu)}
     return Entry(unit, tuple(outputs), 0.0, size, 1, counts)
 
 

@@ -185,7 +185,7 @@ def compare(cfg: Config, root: str, guess: Forecast, plans: Sequence[Plan], summ
     windows = [u for p in plans for u, _ in p.statistics if u.id in there[1]][-SAMPLE:]
     gathered = [e for e in ledger.entries(windows) if e.steps]
     if entries:
-        rates = _measured(entries, gathered, guess.rates.gpu)
+        rates = _measured(entries, gathered)
         uri = storage.join(root, STAGE, "rates.json")
         try:
             known = json.loads(storage.read_bytes(uri))
@@ -211,7 +211,7 @@ def compare(cfg: Config, root: str, guess: Forecast, plans: Sequence[Plan], summ
     return path
 
 
-def _measured(entries: Sequence[Entry], gathered: Sequence[Entry], gpu: bool) -> Rates:
+def _measured(entries: Sequence[Entry], gathered: Sequence[Entry]) -> Rates:
     windows = sum(e.counts["windows"] for e in entries)
     return Rates(
         sum(e.steps["compute"] for e in entries) / windows,
@@ -219,5 +219,5 @@ def _measured(entries: Sequence[Entry], gathered: Sequence[Entry], gpu: bool) ->
         float(np.mean([e.steps["read"] + e.steps["write"] for e in entries])),
         float(np.mean([e.bytes_out for e in entries])),
         f"measured on {len(entries)} finished blocks of this run folder",
-        gpu,
+        any(e.counts.get("blocks on a GPU") for e in entries),
     )
