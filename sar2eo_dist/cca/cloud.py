@@ -42,7 +42,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo_dist.cca.exposure import DN, compiled, planes
+from sar2eo_dist.cca.exposure import DN, planes
+from sar2eo_dist.compiled import compiled
 
 WAVELENGTHS = (0.665, 0.560, 0.490)  # um: B4, B3, B2
 SUN_ZENITH = math.radians(30)

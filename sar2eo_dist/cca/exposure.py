@@ -6,32 +6,16 @@ authors' published script (profile `released`). All is counted in integers, so i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from sar2eo_dist.compiled import compiled
 from sar2eo_dist.errors import ConfigError
 
 DN = npt.NDArray[np.uint16]
 RGB8 = npt.NDArray[np.uint8]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(function: F) -> F:
-    """Machine code of a loop, without the GIL, kept on disk for the next process.
-
-    Numba keeps it beside the source or, where that is read-only, in the user's cache folder (NUMBA_CACHE_DIR); where
-    neither can be written, each process compiles for itself (seconds).
-    """
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        made: F = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no locator for the cache
-        made = numba.njit(**options)(function)
-    return made
 
 
 def planes(bands: DN) -> DN:

@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sar2eo_dist.compiled import compiled
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.records import SceneRef
 from sar2eo_dist.sources import warp
 from sar2eo_dist.sources.scenes import ORBITS, read_window
-from sar2eo_dist.sources.warp import Grid, Transform, compiled
+from sar2eo_dist.sources.warp import Grid, Transform
 
 STRIP = 256  # rows: strips begin at multiples of it
 HELD = 128 << 20  # bytes of one strip over all its acquisitions

@@ -11,9 +11,8 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
@@ -21,6 +20,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import transform as transformed
 
+from sar2eo_dist.compiled import compiled
 from sar2eo_dist.sources.raster import gdal
 
 CELL = 64  # target pixels between control points
@@ -31,17 +31,6 @@ FAR = 1e9  # source pixels: beyond it the CRS has no sensible answer
 
 Transform = tuple[float, float, float, float, float, float]
 Read = Callable[[int, int, int, int], NDArray[np.float32]]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(function: F) -> F:
-    """Machine code without the GIL, kept on disk where that can be written."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        made: F = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no locator for the cache
-        made = numba.njit(**options)(function)
-    return made
 
 
 @dataclass(frozen=True, slots=True)

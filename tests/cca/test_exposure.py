@@ -96,7 +96,7 @@ def test_harmonise():
 def test_without_a_place_for_the_cache_it_compiles_all_the_same(tmp_path: Path):
     """An image run from a read-only disk as a user without a home."""
     (tmp_path / "mod.py").write_text(
-        "from sar2eo_dist.cca.exposure import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+        "from sar2eo_dist.compiled import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
     )
     code = (
         "import numba.core.caching as c; c.CacheImpl._locator_classes = []; import mod; assert mod.twice(21) == 42;"
