@@ -201,7 +201,7 @@ def one_by_one(infos: list[storage.Info], sensor: str) -> tuple[list[TileRef], s
             key = f"{sensor}/{place_key(name.lon, name.lat)}/{name.date.isoformat()}"
             groups.setdefault(key, []).append((name.band.upper(), info))
     tiles, rejected = [], set()
-    for key, files in sorted(groups.items()):
+    for key, files in sorted(groups.items(), key=lambda group: (group[0][-10:], group[0])):  # by date, then by key
         first: dict[str, storage.Info] = {}
         for band, info in files:
             if first.setdefault(band, info) != info and band in wanted:
