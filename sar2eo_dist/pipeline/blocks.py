@@ -1,5 +1,6 @@
-"""The work of a mosaic's units, in three steps that run apart: read (S1 composite, statistics), compute, write.
+"""The work of a mosaic's units, in three steps that run apart: read (S1 composite, statistics), compute.Compute, write.
 
+Reading and writing need no torch, so their worker processes stay small and start at once.
 A statistics window becomes one safetensors object; a block becomes one object of each array, one COG, one STAC item and
 one small look for the quick-look. Every step is a function of the unit, its payload and what the step before made.
 """
@@ -12,26 +13,17 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import load as tensors_of
-from safetensors.torch import save as bytes_of
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry
-from sar2eo_dist.mosaic import area, publish, stac, store
-from sar2eo_dist.mosaic.confidence import Model
+from sar2eo_dist.mosaic import publish, stac, store
 from sar2eo_dist.mosaic.grid import Block, Grid, Window
 from sar2eo_dist.mosaic.pyramid import Pixels
-from sar2eo_dist.pipeline import windows
-from sar2eo_dist.pipeline.actors import Chain
-from sar2eo_dist.pipeline.windows import Sar
-from sar2eo_dist.radiometry import to_uint8, unscale_eo, validity
+from sar2eo_dist.mosaic.sar import Sar
 from sar2eo_dist.records import SceneRef, Unit, from_table
-from sar2eo_dist.sections import Scaling, Speed
+from sar2eo_dist.sections import Speed
 from sar2eo_dist.sources import composite
 from sar2eo_dist.sources.ranged import ranged
 
@@ -151,67 +143,14 @@ def read(unit: Unit, task: Task, _: None, *, frame: Frame) -> tuple[Any, Any]:
     if task.what == EXACT:
         return refs, None
     if task.what == "statistics":
-        lattice = _lattice(frame)
+        lattice = lattice_of(frame)
         return sar(frame, refs, lattice.around(lattice.at(task.row, task.col))), None
     block = frame.grid.at(task.row, task.col)
     found = {k: storage.read_bytes(storage.join(frame.root, frame.statistics(k))) for k in frame.needed(task)}
     return sar(frame, refs, frame.grid.reach(block)), found
 
 
-class Compute:
-    """Both networks in one process: the middle step."""
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-        self.chain = Chain(frame.bundles, frame.threads, frame.speed)
-        for k in range(len(self.chain.nets)):
-            if self.chain.padded(k, frame.grid.multiple, 0)[0] != frame.grid.multiple:
-                raise ConfigError(
-                    f"network {k + 1} halves its input more often than windows of the lattice, multiples of "
-                    f"{frame.grid.multiple} pixels, can be: {frame.bundles[k]}"
-                )
-        self.confidence = None
-        if frame.confidence:
-            uri = storage.join(frame.root, frame.confidence)
-            self.confidence = Model.from_json(storage.read_bytes(uri).decode(), uri)
-
-    def __call__(self, unit: Unit, task: Task, value: tuple[Any, Any]) -> tuple[int, Any]:
-        """(bytes of pixels read, what `write` wants)."""
-        if task.what == EXACT:
-            refs, lattice = value[0], _lattice(self.frame)
-            return 0, bytes_of(windows.exact(self.chain, lattice, lambda b: sar(self.frame, refs, lattice.around(b))))
-        pixels: Sar = value[0]
-        if task.what == "statistics":
-            lattice = _lattice(self.frame)
-            return pixels.db.nbytes, bytes_of(
-                windows.gathered(self.chain, lattice, lattice.at(task.row, task.col), pixels)
-            )
-        return pixels.db.nbytes, self._block(task, pixels, {k: tensors_of(v) for k, v in value[1].items()})
-
-    def _block(self, task: Task, pixels: Sar, found: dict[str, Any]) -> tuple[Any, ...]:
-        """(image (3, h, w) uint8 or uint16, valid (h, w) bool, typical error (h, w) uint16 or None, windows run, on a GPU)."""
-        frame, grid, lattice = self.frame, self.frame.grid, self.frame.lattice
-        block = grid.at(task.row, task.col)
-        valid = validity(pixels.cut(block)) & area.owned(grid, block)
-        empty = {"weight": np.zeros(())}
-
-        def knots(place: Window) -> list[tuple[Block, Any]]:
-            assert lattice is not None  # noqa: S101 -- only a field asks
-            return [(b, found.get(b.key, empty)) for b in lattice.knots(place)]
-
-        given = None if lattice is None else found.get(EXACT, knots)
-        made = windows.images(self.chain, grid, block, pixels, given, lattice, frame.batch, self.confidence)
-        image = np.where(valid, made.image, np.float32(-1))
-        if frame.dtype == "uint16":
-            dn = np.rint(unscale_eo(image, Scaling(eo="fixed"))).astype(np.uint16)
-            colours: npt.NDArray[Any] = np.where(valid, dn, np.uint16(0))
-        else:
-            colours = to_uint8(image)
-        error = None if made.error is None else np.where(valid, made.error, np.uint16(0))
-        return colours, valid, error, made.windows, self.chain.device != "cpu"
-
-
-def _lattice(frame: Frame) -> Grid:
+def lattice_of(frame: Frame) -> Grid:
     if frame.lattice is None:
         raise TypeError("a statistics unit of a mosaic without any")
     return frame.lattice
@@ -221,7 +160,7 @@ def write(unit: Unit, task: Task, value: tuple[int, Any], *, frame: Frame) -> En
     """Publish what was made; the entry names every object."""
     size, made = value
     if task.what != "block":
-        key = EXACT if task.what == EXACT else _lattice(frame).at(task.row, task.col).key
+        key = EXACT if task.what == EXACT else lattice_of(frame).at(task.row, task.col).key
         return Entry(unit, (storage.publish(frame.root, frame.statistics(key), made),), 0.0, size)
     image, valid, error, ran, gpu = made
     grid, block = frame.grid, frame.grid.at(task.row, task.col)

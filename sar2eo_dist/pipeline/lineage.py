@@ -19,6 +19,7 @@ from sar2eo_dist.mosaic.area import LONLAT
 from sar2eo_dist.mosaic.grid import Block
 from sar2eo_dist.pipeline import blocks, mosaics
 from sar2eo_dist.pipeline.blocks import EXACT, Frame, Task
+from sar2eo_dist.pipeline.compute import Compute
 from sar2eo_dist.pipeline.mosaics import STAGE
 from sar2eo_dist.pipeline.stage import Options, read_summary
 from sar2eo_dist.records import Artifact, Unit
@@ -140,7 +141,7 @@ def _remade(frame: Frame, unit: Unit, task: Task, entry: Entry) -> list[str]:
     """Make the block again below a temporary folder, with the statistics around it, and compare every object."""
     with tempfile.TemporaryDirectory() as folder:
         away = dataclasses.replace(frame, root=folder, scenes=storage.join(frame.root, frame.scenes))
-        compute = blocks.Compute(frame)
+        compute = Compute(frame)
 
         def make(some: Task, source: Frame) -> tuple[Artifact, ...]:
             value: Any = compute(unit, some, blocks.read(unit, some, None, frame=source))

@@ -32,6 +32,7 @@ from sar2eo_dist.pipeline import (
     units,
 )
 from sar2eo_dist.pipeline.actors import Chain
+from sar2eo_dist.pipeline.compute import Compute
 from sar2eo_dist.pipeline.mosaics import STAGE, Plan
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.records import Unit, digest
@@ -176,7 +177,7 @@ def _stream(
     what = ("translators", "translate.threads")
     feed = cluster.feed(resources, cfg.translate.threads, len(todo), cluster.nodes(), True, what)
     read, write = partial(blocks.read, frame=frame), partial(blocks.write, frame=frame)
-    yield from units.stream(todo, attempt, read, partial(blocks.Compute, frame), write, feed)
+    yield from units.stream(todo, attempt, read, partial(Compute, frame), write, feed)
 
 
 class Worker:

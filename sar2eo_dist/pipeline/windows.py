@@ -20,6 +20,7 @@ from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models import field, statistics
 from sar2eo_dist.mosaic.blend import Blender
 from sar2eo_dist.mosaic.grid import Block, Grid, Window
+from sar2eo_dist.mosaic.sar import Sar
 from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.radiometry import validity
 
@@ -29,23 +30,6 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 #: "weight" () and "<network>:<layer>:<key>" (C,) of one statistics window; of `exact` of any shape, and no weight
 Gathered = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Sar:
-    """SAR of an area of the grid: db (2, h, w) float32 dB, NaN = no data; (row, col): its first pixel."""
-
-    row: int
-    col: int
-    db: F32
-
-    def cut(self, place: Window | Block) -> F32:
-        """The part that a place covers. Raises ValueError where it is not all inside."""
-        y, x = (place.row, place.col) if isinstance(place, Window) else (place.y, place.x)
-        top, left = y - self.row, x - self.col
-        if min(top, left) < 0 or top + place.height > self.db.shape[1] or left + place.width > self.db.shape[2]:
-            raise ValueError(f"{place} is not inside the {self.db.shape[1:]} pixels at ({self.row}, {self.col})")
-        return self.db[:, top : top + place.height, left : left + place.width]
 
 
 def gathered(chain: Chain, lattice: Grid, block: Block, sar: Sar) -> dict[str, Tensor]:

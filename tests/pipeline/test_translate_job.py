@@ -6,6 +6,8 @@ import dataclasses
 import datetime as dt
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,11 @@ from sar2eo_dist.pipeline.translate import translate
 NEW = (50_700, 30_248, 100, 100)  # a third scene, in the lower left, where only one of the others reaches
 #: small, so that a scene tells on few blocks: they depend on the statistics windows around them
 FINE = "translate.statistics_window=128"
+
+
+def alone(folder: Path) -> str:
+    """The translator without an enhancer, which takes most of the time."""
+    return f"translate.bundles=[{folder / 'bundles/pix2pixhd'}]"
 
 
 def run(cfg: Config, **options: object) -> Summary:
@@ -56,7 +63,7 @@ def pixels(cfg: Config, summary: Summary) -> dict[str, str]:
 def test_a_new_scene_makes_again_what_it_touches_and_a_withdrawn_one_brings_the_old_bytes_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = small_mosaic.small(tmp_path, FINE)
+    cfg = small_mosaic.small(tmp_path, FINE, alone(tmp_path))
     first = run(cfg)
     before = pixels(cfg, first)
     assert run(cfg).resumed == 9
@@ -106,7 +113,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_torn_scene_fails_its_blocks_by_name_and_no_others(tmp_path: Path) -> None:
-    cfg = small_mosaic.small(tmp_path, FINE, "run.tolerance=1", "run.max_attempts=1")
+    cfg = small_mosaic.small(tmp_path, FINE, alone(tmp_path), "run.tolerance=1", "run.max_attempts=1")
     bad = tmp_path / "scenes/bad.tif"
     small_mosaic.scene(bad, *NEW, DATE="2020-07-01")
     data = bytearray(bad.read_bytes())
@@ -119,7 +126,11 @@ def test_a_torn_scene_fails_its_blocks_by_name_and_no_others(tmp_path: Path) -> 
     assert summary.done == 9 - len(reasons)
     assert all(str(bad) in reason for reason in reasons.values()), reasons
     with pytest.raises(TooManyFailures, match="more than run.tolerance 0.01"):
-        run(small_mosaic.elsewhere(small_mosaic.small(tmp_path, FINE, "run.max_attempts=1"), tmp_path / "strict"))
+        run(
+            small_mosaic.elsewhere(
+                small_mosaic.small(tmp_path, FINE, alone(tmp_path), "run.max_attempts=1"), tmp_path / "strict"
+            )
+        )
 
 
 def test_a_block_of_no_data_runs_no_network_and_is_written_as_empty(tmp_path: Path) -> None:
@@ -148,7 +159,7 @@ def test_statistics_of_windows_and_of_the_whole_scene(tmp_path: Path) -> None:
     for mode in ("field", "window", "exact"):
         more = [f"data.scenes={tmp_path / 'scenes/0.tif'}", "mosaic.grid=", "mosaic.aoi="]
         own = ["translate.overlap=64", f"translate.statistics={mode}", f"run.out={tmp_path / mode}"]
-        cfg = small_mosaic.small(tmp_path, *more, *own)
+        cfg = small_mosaic.small(tmp_path, *more, *own, alone(tmp_path))
         summary = run(cfg)
         assert summary.counts["blocks"] == 4
         group = zarr.open_group(str(tmp_path / mode / summary.outputs["mosaic"]), mode="r")
@@ -165,9 +176,7 @@ def test_each_pixel_of_the_ground_is_owned_by_one_zone(tmp_path: Path) -> None:
     place = (50_000, 73_180, 160, 200)
     small_mosaic.bundles(str(tmp_path / "bundles"), enhancer=False)
     small_mosaic.scene(tmp_path / "scenes/0.tif", *place, DATE="2020-06-01")
-    cfg = small_mosaic.small(
-        tmp_path, "mosaic.grid=utm", "mosaic.aoi=", f"translate.bundles=[{tmp_path / 'bundles/pix2pixhd'}]"
-    )
+    cfg = small_mosaic.small(tmp_path, "mosaic.grid=utm", "mosaic.aoi=", alone(tmp_path))
     summary = run(cfg)
     rng = np.random.default_rng(0)
     rows, cols = place[0] + rng.uniform(3, 157, 4000), place[1] + rng.uniform(3, 197, 4000)
@@ -266,7 +275,7 @@ def test_what_was_indexed_is_not_opened_again(base: Path, tmp_path: Path, monkey
 
 
 def test_where_all_scenes_are_gone_the_pixels_go_too(tmp_path: Path) -> None:
-    cfg = small_mosaic.small(tmp_path, FINE, "mosaic.aoi=")
+    cfg = small_mosaic.small(tmp_path, FINE, alone(tmp_path), "mosaic.aoi=")
     small_mosaic.scene(tmp_path / "scenes/far.tif", 55_000, 30_300, 40, 40, DATE="2020-07-01")
     first = run(cfg)
     uri = str(Path(cfg.run.out) / first.outputs["mosaic"])
@@ -276,3 +285,8 @@ def test_where_all_scenes_are_gone_the_pixels_go_too(tmp_path: Path) -> None:
     assert second.planned == first.planned
     assert second.counts["empty blocks"] == second.planned - second.resumed == first.planned - 9
     assert not zarr.open_group(uri, mode="r")["valid"][54_784:55_296, 30_208:30_464].any()
+
+
+def test_workers_that_read_and_write_load_no_torch() -> None:
+    code = "import sys, sar2eo_dist.pipeline.blocks, sar2eo_dist.pipeline.units; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
