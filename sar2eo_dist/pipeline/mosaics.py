@@ -40,6 +40,7 @@ STAGE = "translate"
 MULTIPLE = 32
 LOCKSTEP = 256  # windows of statistics=exact at most
 LOOK = 1024  # pixels that the looks of a small mosaic keep along its longest side
+MARGIN = 2000.0  # metres that data may lie outside of the outline that an item states
 TABLE = "units.parquet"
 #: of TABLE, a row a unit of the last plan: Task and Unit
 UNITS = pa.schema([
@@ -146,7 +147,7 @@ def _plan(
 ) -> Plan | None:  # fmt: skip
     t = cfg.translate
     near = _near(grid, t.block + 2 * t.statistics_window + t.halo, outlines)
-    polygons = scene_index.footprints([refs[int(i)] for i in near], grid.crs)
+    polygons = _outlines(grid, [refs[int(i)] for i in near])
     fingerprint = cfg.fingerprint(STAGE)
     mark = digest(fingerprint, weights, storage.absolute(cfg.data.scenes), dataclasses.astuple(grid))
     folder = f"{STAGE}/{grid.name}-{mark[:12]}"
@@ -236,6 +237,15 @@ def _near(grid: Grid, reach: int, outlines: npt.NDArray[Any]) -> npt.NDArray[np.
     across = degrees / np.maximum(np.cos(np.radians(np.maximum(np.abs(south), np.abs(north)))), 0.1)
     here = (west < grid.strip[1] + across) & (east > grid.strip[0] - across)
     return np.flatnonzero(here & ((south < degrees) if zone[1] else (north > -degrees)))
+
+
+def _outlines(grid: Grid, refs: Sequence[SceneRef]) -> npt.NDArray[Any]:
+    """Footprints in the grid's CRS; those that an item states are simplified, so they are taken MARGIN wider."""
+    polygons = scene_index.footprints(refs, grid.crs)
+    stated = np.array([bool(r.footprint) for r in refs], bool)
+    metres = utm_zone(grid.crs) is not None or abs(grid.transform[0]) > 0.1
+    polygons[stated] = shapely.buffer(polygons[stated], MARGIN if metres else MARGIN / 100_000, join_style="mitre")
+    return polygons
 
 
 def _sum(marks: npt.NDArray[Any]) -> str:
