@@ -31,6 +31,7 @@ from sar2eo_dist.pipeline.stage import Options, Summary
 from sar2eo_dist.pipeline.translate import translate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="more kills, lost nodes, workers: --benchmark")
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = np.s_[..., 196 * 256 : 199 * 256, 118 * 256 : 121 * 256]  # the nine blocks
 
@@ -108,7 +109,7 @@ def test_killed_actors_tasks_and_drivers_change_no_byte(
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("translators", [2, 4])  # one is what the killed runs have
+@pytest.mark.parametrize("translators", [pytest.param(2, marks=LONG), 4])  # one is what the killed runs have
 def test_the_number_of_translators_changes_no_byte(
     alone: tuple[Config, Summary, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, translators: int
 ) -> None:
@@ -133,7 +134,7 @@ def test_the_size_of_blocks_changes_no_pixel(alone: tuple[Config, Summary, dict[
         assert (small == large).all()
 
 
-@pytest.mark.skipif("not config.getoption('--benchmark')", reason="minutes of kills, lost nodes too: --benchmark")
+@LONG
 @pytest.mark.timeout(1500)
 def test_twenty_kills_on_a_cluster_that_loses_nodes(base: Path, tmp_path: Path) -> None:
     kills, seed = int(os.environ.get("SAR2EO_KILLS", "20")), random.randrange(1 << 30)
