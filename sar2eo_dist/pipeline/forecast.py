@@ -24,7 +24,9 @@ from sar2eo_dist.records import digest
 from sar2eo_dist.report.text import human_bytes, human_seconds
 from sar2eo_dist.sections import Cost
 
-PUTS = 6  # objects that a block writes: rgb, valid, COG, look, STAC item, ledger entry; a seventh with confidence
+PUTS = 6  # objects that a block writes: rgb, valid, COG, look, STAC item, ledger entry; with confidence two more
+GETS = 64  # requests that reading a block takes, about: a few hundred COG tiles of 512 px, many of them fetched as one
+PROBE = 256  # pixels of the window that the driver runs where nothing was measured yet: seconds, whatever the networks
 SAMPLE = 200  # finished units that rates are taken from
 
 
@@ -48,6 +50,7 @@ class Forecast:
     lines: tuple[str, ...]
     blocks: int
     windows: int
+    objects: int
     bytes_in: int
     bytes_out: int
     seconds: float
@@ -67,7 +70,7 @@ class Forecast:
         return "\n".join((
             *self.lines,
             f"forecast: {self.blocks:,} blocks, {self.windows:,} windows; {human_bytes(self.bytes_in)} of pixels read, "
-            f"{human_bytes(self.bytes_out)} written in {self.blocks * PUTS:,} objects",
+            f"{human_bytes(self.bytes_out)} written in {self.objects:,} objects",
             f"forecast: {self.seconds / 3600:,.2f} {unit} ({human_seconds(self.seconds)}), {human_seconds(self.io_seconds)} of "
             f"reading and writing beside; rates {self.rates.source}",
             f"forecast: {said}",
@@ -104,12 +107,14 @@ def guess(cfg: Config, root: str, plans: Sequence[Plan], chosen: set[str], weigh
     seconds = windows * rates.window_s + statistics * rates.statistics_s
     io_seconds = todo_blocks * rates.io_s
     out = int(todo_blocks * rates.out)
-    cost = _cost(cfg.cost, rates.gpu, seconds, io_seconds, cfg.translate.threads, todo_blocks, out)
+    objects = todo_blocks * (PUTS + 2 * cfg.translate.confidence)
+    cost = _cost(cfg.cost, rates.gpu, seconds, io_seconds, cfg.translate.threads, objects, todo_blocks, out)
     ids -= finished[STAGE] | finished["statistics"]
     return Forecast(
         tuple(lines),
         todo_blocks,
         windows,
+        objects,
         size,
         out,
         seconds,
@@ -122,13 +127,13 @@ def guess(cfg: Config, root: str, plans: Sequence[Plan], chosen: set[str], weigh
 
 
 def _cost(
-    c: Cost, gpu: bool, seconds: float, io_seconds: float, threads: int, blocks: int, out: int
+    c: Cost, gpu: bool, seconds: float, io_seconds: float, threads: int, objects: int, blocks: int, out: int
 ) -> dict[str, float]:
     cpu = io_seconds + (0 if gpu else seconds * threads)
     return {
         "GPU": seconds / 3600 * c.gpu_hour if gpu else 0.0,
         "CPU": cpu / 3600 * c.cpu_hour,
-        "requests": blocks * PUTS / 1000 * c.put_1000 + blocks * 64 / 1000 * c.get_1000,
+        "requests": objects / 1000 * c.put_1000 + blocks * GETS / 1000 * c.get_1000,
         "storage a month": out / 1e9 * c.gb_month,
     }
 
@@ -152,22 +157,22 @@ def _rates(cfg: Config, root: str, weights: str, side: int, needed: bool) -> Rat
 
 
 def _probe(cfg: Config, root: str, side: int) -> Rates:
-    """Run one batch of windows in this process; reading and writing are not measured, so they are taken as a tenth."""
+    """Run a small window in this process and scale by area; reading and writing are not measured: taken as a tenth."""
     from sar2eo_dist.pipeline.translate import bundles_of
 
     t = cfg.translate
     chain = Chain(bundles_of(cfg, root), t.threads, cfg.speed)
-    random = np.random.default_rng(0)
-    db = [random.normal(-12, 3, (2, side, side)).astype(np.float32) for _ in range(t.batch)]
-    chain.run(db)
+    small = min(side, PROBE)
+    db = np.random.default_rng(0).normal(-12, 3, (2, small, small)).astype(np.float32)
+    chain(db)
     begin = time.monotonic()
-    chain.run(db)
-    window = (time.monotonic() - begin) / t.batch
+    chain(db)
+    window = (time.monotonic() - begin) * (side / small) ** 2
     share = (t.statistics_window + 2 * t.halo) ** 2 / side**2
     each = (t.block / t.window) ** 2 * window
     bytes_out = t.block**2 * (3 if t.dtype == "uint8" else 6) * 2
     device = f"this machine's {chain.device}, {t.threads} thread(s)"
-    where = f"measured now on one window ({device}); reading and writing guessed"
+    where = f"measured now on one small window ({device}); reading and writing guessed"
     return Rates(window, 0.6 * window * share, each / 10, bytes_out, where, chain.device != "cpu")
 
 

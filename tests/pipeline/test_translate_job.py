@@ -108,7 +108,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "run").exists()
     said = capsys.readouterr().out
     assert "9 of 9 blocks of 256 px to do" in said
-    assert "measured now on one window" in said
+    assert "measured now on one small window" in said
     assert "requests 54.00" in said
 
 
