@@ -21,7 +21,6 @@ from sar2eo_dist.sections import (
     Export,
     Mosaic,
     Pairing,
-    Resources,
     Run,
     Scaling,
     Section,
@@ -29,9 +28,9 @@ from sar2eo_dist.sections import (
     Speed,
     Split,
     Synthetic,
-    Train,
     Translate,
 )
+from sar2eo_dist.sections_training import Resources, Train
 
 #: stage -> sections whose values change its results (its own inputs' digest covers what stages before it did)
 _AFFECTS: dict[str, tuple[str, ...]] = {
@@ -52,7 +51,11 @@ _NEUTRAL: dict[str, set[str]] = {
         "valid_min_fraction", "white_max_fraction", "haze_max", "extractor", "weights", "reference", "distance", "rule",
         "beta", "min_kept", "max_kept", "calibration", "drift_max", "pack", "threads", "slice",
     },
-    "train": {"log_every", "checkpoint_every", "max_corrupt"},
+    # each network's own part is added by pipeline/train.py, so that another enhancer leaves the translator alone
+    "train": {
+        "coarse", "translate", "enhance", "translator", "enhancer", "validation", "max_corrupt", "max_skipped", "outage_s",
+        "hang_s",
+    },
     "translate": {"aoi", "bundles", "max_days", "nearest", "pairs", "quicklook", "slice"},
     "evaluate": {"slice"},
     "export": {"to", "slice"},
@@ -92,8 +95,7 @@ class Config(Section):
         """Digest of the values that affect what a stage's units write: resources and concurrency are not part of it."""
         drop = _NEUTRAL.get(stage, set())
         parts = {s: _without(getattr(self, s).model_dump(mode="json"), drop) for s in _AFFECTS[stage]}
-        world = self.resources.workers if stage == "train" else 1
-        return digest(stage, parts, world)
+        return digest(stage, parts)
 
 
 _SECRET = re.compile(r"://[^/@\s]+:[^/@\s]+@|X-Amz-Signature=|X-Amz-Credential=|[?&]sig=", re.IGNORECASE)

@@ -73,6 +73,10 @@ class ModelError(Sar2EoError):
     """A network was given input, options or weights that do not fit it."""
 
 
+class NonFinite(ModelError):
+    """A loss or a gradient is NaN or infinite; the weights are still those of the step before."""
+
+
 class ReferenceSetError(Sar2EoError):
     """A Frechet reference set is too small, or was made by another extractor."""
 

@@ -193,29 +193,6 @@ class Scaling(Section):
     median: Literal[0, 3, 5] = Field(3, description="median blur of the dB image, pixels; 0 = off")
 
 
-class Stage(Section):
-    """Training of one network. Batch and steps are stated globally: the worker count does not change their meaning."""
-
-    options: dict[str, Any] = Field(default_factory=dict, description="constructor options of the network")
-    steps: int = Field(200_000, ge=1)
-    batch: int = Field(1, ge=1)
-    crop: int = Field(256, ge=16, description="side of the random crop, pixels")
-    lr: float = Field(2e-4, gt=0)
-    log_every: int = Field(20, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
-
-
-class Train(Section):
-    translator: str = Field("pix2pixhd", description="file of `models/` that translates")
-    enhancer: str = Field("restormer", description="file of `models/` that enhances; empty = none")
-    translate: Stage = Stage()
-    enhance: Stage = Stage(lr=3e-4)
-    seed: int = Field(0, ge=0)
-    shuffle: int = Field(8, ge=1, description="shards in one window of the shuffle; an epoch meets window after window")
-    max_corrupt: int = Field(16, ge=0, description="unreadable samples that are replaced by others; beyond it, a stop")
-    threads: int = Field(1, ge=1, description="CPU threads of one worker")
-
-
 class Speed(Section):
     """How networks are run, in training and afterwards; the arithmetic's last bits depend on it (models/speed.py)."""
 
@@ -302,18 +279,3 @@ class Export(Section):
     to: str = Field("", description="folder or URI to write {split}_A and {split}_B below; empty = below run.out")
     format: Literal["png", "tiff"] = Field("png", description="png: 8 bit, scaled as `scaling` says; tiff: dB and DN")
     slice: int = Field(256, ge=1, description="pairs in one unit of work")
-
-
-class Resources(Section):
-    """What the machine gives. None of it changes a result, but for `workers`: trainings are equal for one world size."""
-
-    address: str = Field("", description="Ray cluster; empty = RAY_ADDRESS, or a Ray of its own on this machine")
-    object_store_mb: int = Field(0, description="0 = Ray's default")
-    readers: int = Field(0, ge=0, description="parallel read tasks; 0 = what the cluster has")
-    extractors: int = Field(0, ge=0, description="extractor actors at most; 0 = one a GPU, or by CPUs")
-    extractors_min: int = Field(0, ge=0, description="extractor actors kept while there is little work; 0 = all")
-    translators: int = Field(0, ge=0, description="translation actors; 0 = one a GPU, or by CPUs")
-    workers: int = Field(1, ge=1, description="training workers")
-    loaders: int = Field(0, ge=0, description="threads of a training worker that read pairs; 0 = 2, from a bucket 16")
-    prefetch_mb: int = Field(256, ge=1, description="memory of one training worker for batches made ahead")
-    gpu: Literal["auto", "never"] = "auto"

@@ -50,23 +50,35 @@ class Trainer(Protocol):
         drawn here come from torch's global generator: seed it before.
         """
 
-    def accelerate(self, precision: str = "float32", compile: bool = False, checkpointing: bool = False) -> None:
-        """`speed.apply` to every network; before `wrap`. Raises ConfigError: a precision that cannot be trained in."""
+    def accelerate(
+        self, precision: str = "float32", compile: bool = False, checkpointing: bool = False, micro: int = 0
+    ) -> None:
+        """`speed.apply` to every network; before `wrap`. Raises ConfigError: a precision that cannot be trained in.
 
-    def wrap(self, fn: Callable[[nn.Module], nn.Module]) -> None:
-        """Run `fn(module)` in place of each module of `networks`: DistributedDataParallel, torch.compile."""
+        micro: samples in one forward pass; the gradients of a step's batch are accumulated over such pieces. 0 = all.
+        """
+
+    def wrap(self, fn: Callable[[nn.Module], nn.Module], mean: Callable[[Tensor], Tensor]) -> None:
+        """Run `fn(module)`, a DistributedDataParallel, in place of each module of `networks`.
+
+        mean: a tensor's mean over all ranks; it is called once a step, by every rank.
+        """
 
     def learning_rate(self, index: int) -> float:
         """The rate of step `index` (0-based), a pure function of it."""
 
-    def step(self, index: int, source: Tensor, target: Tensor, valid: Tensor) -> dict[str, float]:
-        """One full optimisation step, the `index`-th. Returns the losses by name.
+    def step(self, index: int, source: Tensor, target: Tensor, valid: Tensor, weight: float = 1.0) -> dict[str, float]:
+        """One full optimisation step, the `index`-th. Returns the losses by name, the same on every rank.
 
         source, target: (N, C, H, W) in [-1, 1]; valid: (N, 1, H, W) bool. Target and prediction are masked before any
         loss, so invalid pixels count for nothing; losses are divided by constants, so that the average over ranks is
-        the loss of the global batch. Raises ModelError with step and loss names where a loss is not finite; the weights
-        are then still those of the step before.
+        the loss of the global batch. weight: of this rank's part, world * N / batch, where the parts are uneven.
+        `grad_norm_<network>` is told beside the losses, before any clipping. Raises NonFinite with step and names, on
+        every rank at once, where one of them is not finite; the weights are then still those of the step before.
         """
+
+    def symptoms(self, means: Mapping[str, float]) -> dict[str, str]:
+        """What losses, averaged over some steps, say of a sick training: event -> words. Empty where all looks well."""
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimisers; tensors and plain values only."""

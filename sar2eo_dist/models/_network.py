@@ -64,6 +64,7 @@ class ImageNetwork(Accelerated):
     multiple: int
     minimum: int
     title: str
+    inherits: str = ""  # keys that a coarser network of the same kind has too, from which training may start
 
     def forward(self, x: Tensor) -> Tensor:
         check(x, self.in_channels, self.minimum, self.title)

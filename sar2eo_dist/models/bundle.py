@@ -102,6 +102,27 @@ def load(uri: str, device: str = "cpu") -> tuple[nn.Module, BundleInfo]:
     return net.eval().to(device), info
 
 
+def start(net: nn.Module, uri: str) -> BundleInfo:
+    """Put a bundle's weights into a network that is to be trained on; returns the bundle's facts.
+
+    All of them, or, where `net` names a part that it inherits (pix2pixHD's local enhancer: the global net), that part.
+    Raises NotFound; ModelError: weights of another architecture, all keys and shapes that differ named, with both options.
+    """
+    info = read(uri)
+    where = storage.join(uri, WEIGHTS)
+    try:
+        state = tensors_of(storage.read_bytes(where))
+    except (SafetensorError, ValueError) as e:
+        raise ModelError(f"weights are truncated or no safetensors ({e}): {where}") from e
+    inherits = str(getattr(net, "inherits", ""))
+    whole = set(state) == set(net.state_dict())
+    try:
+        official.fit(net, state, where, "" if whole else inherits)
+    except ModelError as e:
+        raise ModelError(f"training cannot start from a {info.model} of {info.options}: {e}") from e
+    return info
+
+
 def read(uri: str) -> BundleInfo:
     """The facts alone. Raises NotFound, or ModelError where `bundle.json` is torn or of another format."""
     where = storage.join(uri, FACTS)

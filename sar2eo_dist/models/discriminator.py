@@ -69,3 +69,17 @@ def _patch_gan(input_nc: int, ndf: int, n_layers: int, norm: str) -> list[list[n
         conv = nn.Conv2d(widths[i - 1], widths[i], 4, 2 if i < n_layers else 1, 2)
         stages.append([conv, make_norm(norm, widths[i]), nn.LeakyReLU(0.2, True)])
     return [*stages, [nn.Conv2d(widths[-1], 1, 4, 1, 2)]]
+
+
+def collapsed(real: float, fake: float, fooled: float) -> str:
+    """What is wrong with a least-squares discriminator, in words; "" where nothing is.
+
+    Its mean squared errors on real and fake images, and the generator's, each of one scale. It may win: it knows every
+    fake, and the generator learns nothing from it. Or give up: 1/2 for everything, an error of 1/4 on both.
+    """
+    told = f"squared errors: real {real:.4f}, fake {fake:.4f}, generator's {fooled:.3f}"
+    if real + fake < 0.02 and fooled > 0.8:
+        return f"the discriminator knows every fake ({told}): lower lr, or raise lambda_feat"
+    if abs(real - 0.25) < 2e-3 and abs(fake - 0.25) < 2e-3:
+        return f"the discriminator answers 1/2 to everything ({told}): lower lr, or raise ndf"
+    return ""

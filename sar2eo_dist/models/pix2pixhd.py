@@ -20,8 +20,8 @@ from sar2eo_dist.models._norm import NORMS
 from sar2eo_dist.models._norm import norm as make_norm
 from sar2eo_dist.models._options import complete as _complete
 from sar2eo_dist.models._options import require, resolve
-from sar2eo_dist.models._trainer import BaseTrainer, finite
-from sar2eo_dist.models.discriminator import MultiscaleDiscriminator, official_init
+from sar2eo_dist.models._trainer import BaseTrainer, Losses
+from sar2eo_dist.models.discriminator import MultiscaleDiscriminator, collapsed, official_init
 from sar2eo_dist.models.losses import Pyramid
 
 GENERATORS = ("global", "local")
@@ -37,6 +37,7 @@ class Options:
     discriminator. lambda_feat, lambda_vgg, lambda_l1: weights of feature matching, perceptual and pixel L1 loss beside
     the GAN loss. perceptual, perceptual_weights, perceptual_bands: backbone of the perceptual loss, "none" = off; see
     `perceptual.backbone`. beta1: Adam. decay_from: share of the steps at the full rate before the linear decay to 0.
+    niter_fix_global: share of the steps (officially: epochs) in which of the local net only the finest enhancer is trained.
     """
 
     preset: str = "paper"
@@ -58,6 +59,7 @@ class Options:
     perceptual_bands: tuple[int, ...] = ()
     beta1: float = 0.5
     decay_from: float = 0.5
+    niter_fix_global: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.norm in NORMS, f"pix2pixhd: norm must be one of {NORMS}, not {self.norm!r}")
@@ -66,7 +68,10 @@ class Options:
         others = ("n_blocks", "n_blocks_local", *_LAMBDAS)
         for name, least in ((n, int(n in positive)) for n in positive + others):
             require(getattr(self, name) >= least, f"pix2pixhd: {name} must be >= {least}, not {getattr(self, name)}")
-        require(0 <= self.decay_from <= 1, f"pix2pixhd: decay_from must lie in 0..1, not {self.decay_from}")
+        for name in ("decay_from", "niter_fix_global"):
+            require(0 <= getattr(self, name) <= 1, f"pix2pixhd: {name} must lie in 0..1, not {getattr(self, name)}")
+        fixed = self.netG == "local" or not self.niter_fix_global
+        require(fixed, "pix2pixhd: niter_fix_global is of netG local, which has something else to train")
         perceptual.check(self.perceptual, self.perceptual_weights)
 
 
@@ -157,6 +162,7 @@ class LocalEnhancer(ImageNetwork):
     """
 
     title = "pix2pixHD's local enhancer"
+    inherits = "model."
 
     def __init__(
         self,
@@ -225,9 +231,11 @@ def complete(options: Mapping[str, Any]) -> dict[str, Any]:
 class Trainer(BaseTrainer):
     """Networks `G` (the generator) and `D`; see `models.Trainer`.
 
-    One step, in the official order: fake = G(source); D judges the detached fake, the real and the fake image, each
-    beside its condition; G backward and step; then D backward from the same graph, and step. Losses: G_GAN,
-    G_GAN_Feat, G_VGG, G_L1 as weighted, those that are on; D_real, D_fake. D minimises (D_real + D_fake) / 2.
+    One step is the official one: fake = G(source); D judges the detached fake, the real and the fake image, each beside
+    its condition; G backward, then D backward from the same graph, and both step. Losses: G_GAN, G_GAN_Feat, G_VGG,
+    G_L1 as weighted, those that are on; D_real, D_fake. D minimises (D_real + D_fake) / 2.
+
+    After `niter_fix_global` the optimiser of G starts anew, over all parameters.
     """
 
     def __init__(self, net: nn.Module, options: Mapping[str, Any], lr: float, steps: int) -> None:
@@ -255,8 +263,22 @@ class Trainer(BaseTrainer):
         constant = int(self.steps * self.options.decay_from)
         return self.lr * (1.0 - max(0, index - constant) / max(1, self.steps - constant))
 
-    def step(self, index: int, source: Tensor, target: Tensor, valid: Tensor) -> dict[str, float]:
-        self.set_learning_rate(index)
+    @property
+    def _fixed(self) -> int:
+        """Steps in which only the finest enhancer is trained."""
+        return int(self.steps * self.options.niter_fix_global)
+
+    def begin(self, index: int) -> None:
+        super().begin(index)
+        if 0 < index == self._fixed:  # a new Adam, officially
+            self.optimisers["G"].state.clear()
+
+    def idle(self, index: int) -> list[nn.Parameter]:
+        own = f"model{self.options.n_local_enhancers}_"
+        named = self.networks["G"].named_parameters() if index < self._fixed else ()
+        return [weights for name, weights in named if not name.startswith(own)]
+
+    def losses(self, source: Tensor, target: Tensor, valid: Tensor) -> tuple[Losses, Losses]:
         o = self.options
         fake = masked(self.running["G"](source), valid)
         real = masked(target, valid)
@@ -273,14 +295,11 @@ class Trainer(BaseTrainer):
             parts["G_L1"] = o.lambda_l1 * losses.l1(fake, real)
         loss_g = torch.stack(list(parts.values())).sum()
         parts |= {"D_real": losses.lsgan(judged_real, True), "D_fake": losses.lsgan(judged_fake, False)}
-        loss_d = (parts["D_real"] + parts["D_fake"]) * 0.5
-        values = finite(parts, index)
+        return parts, {"G": loss_g, "D": (parts["D_real"] + parts["D_fake"]) * 0.5}
 
-        for name, loss in (("G", loss_g), ("D", loss_d)):
-            self.optimisers[name].zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimisers[name].step()
-        return values
+    def symptoms(self, means: Mapping[str, float]) -> dict[str, str]:
+        text = collapsed(*(means[k] / self.options.num_D for k in ("D_real", "D_fake", "G_GAN")))
+        return {"discriminator_collapse": text} if text else {}
 
     def _judge_frozen(self, x: Tensor) -> Pyramid:
         """D(x) through which gradients reach x but not D's weights.

@@ -18,7 +18,7 @@ from sar2eo_dist.models import losses
 from sar2eo_dist.models._network import ImageNetwork
 from sar2eo_dist.models._options import complete as _complete
 from sar2eo_dist.models._options import require, resolve
-from sar2eo_dist.models._trainer import BaseTrainer, finite
+from sar2eo_dist.models._trainer import BaseTrainer, Losses
 from sar2eo_dist.models._transformer import TransformerBlock
 
 NORMS = ("WithBias", "BiasFree")
@@ -202,7 +202,7 @@ def complete(options: Mapping[str, Any]) -> dict[str, Any]:
 class Trainer(BaseTrainer):
     """Network `G`; AdamW, L1 loss in units of [0, 1], clipped gradient norm; see `models.Trainer`.
 
-    Losses: l1, and grad_norm, the norm of the gradient before clipping (this rank's view after DDP's average).
+    Losses: l1.
     """
 
     def __init__(self, net: nn.Module, options: Mapping[str, Any], lr: float, steps: int) -> None:
@@ -216,6 +216,7 @@ class Trainer(BaseTrainer):
             fused=not next(net.parameters()).is_meta,
         )
         super().__init__({"G": net}, {"G": adam})
+        self.clip = {"G": o.clip}
 
     def learning_rate(self, index: int) -> float:
         """lr for `hold` of the steps, then half a cosine down to lr * lr_end."""
@@ -224,14 +225,6 @@ class Trainer(BaseTrainer):
         low = self.lr * self.options.lr_end
         return low + (self.lr - low) * 0.5 * (1.0 + math.cos(math.pi * x))
 
-    def step(self, index: int, source: Tensor, target: Tensor, valid: Tensor) -> dict[str, float]:
-        self.set_learning_rate(index)
-        parts = {"l1": 0.5 * losses.l1(self.running["G"](source), target, valid)}
-        values = finite(parts, index)
-        optimiser, weights = self.optimisers["G"], list(self.networks["G"].parameters())
-        optimiser.zero_grad(set_to_none=True)
-        parts["l1"].backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(weights, self.options.clip or math.inf)
-        values |= finite({"grad_norm": norm}, index)
-        optimiser.step()
-        return values
+    def losses(self, source: Tensor, target: Tensor, valid: Tensor) -> tuple[Losses, Losses]:
+        loss = 0.5 * losses.l1(self.running["G"](source), target, valid)
+        return {"l1": loss}, {"G": loss}

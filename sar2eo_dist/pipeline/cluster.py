@@ -16,7 +16,7 @@ from ray.data import DataContext
 
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
-from sar2eo_dist.sections import Resources
+from sar2eo_dist.sections_training import Resources
 
 #: pixels wait between stages in blocks of about this size: larger ones cost less to pass on, and more memory in flight
 BLOCK_BYTES = 48 << 20

@@ -1,16 +1,18 @@
 """The enhancement set: what the translator makes of every pair of a pair store, as shards beside it.
 
-What an enhancer is trained on (see training.enhance), made once instead of in every epoch. Sample i is made of sample i
+What an enhancer is trained on, made once instead of in every epoch: whole patches, since instance norm and attention read
+statistics of the window, and those of a crop are not what the enhancer will meet. Sample i is made of sample i
 of the pair store, one shard object of one of the other, so the two are read side by side by the same places.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,17 @@ import numpy.typing as npt
 
 from sar2eo_dist import shards, storage
 from sar2eo_dist.config import Config
+from sar2eo_dist.errors import TooManyFailures
 from sar2eo_dist.ledger import Entry
+from sar2eo_dist.models import bundle
+from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.pipeline.shard import present
-from sar2eo_dist.pipeline.stage import read_summary
+from sar2eo_dist.pipeline.stage import Failure, Options, read_summary, run_stage
 from sar2eo_dist.radiometry import decode_db
 from sar2eo_dist.reader import Range, StoredArray, fetch
 from sar2eo_dist.records import PATCH, Artifact, Unit, digest
+from sar2eo_dist.sections import Speed
 
 STAGE = "translate"
 FORMAT = 1  # of a set; another one is another set
@@ -53,7 +59,7 @@ def array(count: int, samples: int) -> shards.ArraySpec:
     return shards.ArraySpec(ARRAY, (count, *size), (samples, *size), (1, *size), "int16", dims, 0, "lz4", about)
 
 
-def plan(cfg: Config, root: str, weights: str) -> tuple[PairSet, list[tuple[Unit, int]]]:
+def plan_of(cfg: Config, root: str, weights: str) -> tuple[PairSet, list[tuple[Unit, int]]]:
     """The set of the pair store that jobs/shard.py left, and its units: one a shard object that is there, with its number.
 
     root: of the run; weights: `bundle.digest` of the translator. Pixels depend on these two, on `speed` and on
@@ -92,6 +98,42 @@ def write(chain: Chain, root: str, made: PairSet, unit: Unit, number: int, attem
         for counts in sar:
             shard.add(quantise(chain(decode_db(counts))[0])[None])
     return Entry(unit, (shard.publish(root, made.folder),), time.time() - begin, size, attempt, {"pairs": count})
+
+
+class Maker:
+    """The translator in one process; makes shards of a set."""
+
+    def __init__(self, root: str, uri: str, threads: int, speed: Speed, made: PairSet) -> None:
+        self.root, self.made = root, made
+        self.chain = Chain([uri], threads, speed)
+
+    def __call__(self, unit: Unit, number: int, attempt: int) -> Entry:
+        return write(self.chain, self.root, self.made, unit, number, attempt)
+
+
+def make(cfg: Config, opts: Options, root: str, uri: str) -> tuple[str, set[int]]:
+    """Make what is missing of the set of the translator's bundle at `uri`, before its enhancer is trained.
+
+    Returns the set's URI and the numbers of the shards that could not be made. Raises TooManyFailures where they are a
+    larger share than run.tolerance.
+    """
+    made, plan = plan_of(cfg, root, bundle.digest(bundle.read(uri)))
+    write_template(root, made)
+    numbers = {unit.id: (unit, number) for unit, number in plan}
+
+    def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
+        cluster.start(cfg)
+        part = cluster.share(cfg.resources.translators, cfg.translate.threads, len(todo), *cluster.capacity(cfg))
+        build = partial(Maker, root, uri, cfg.translate.threads, cfg.speed, made)
+        yield from units.run(None, [numbers[u.id] for u in todo], attempt, make=build, part=part)
+
+    whole = dataclasses.replace(opts, limit=0, fresh=False)
+    summary = run_stage(cfg, whole, STAGE, [u for u, _ in plan], execute, "shards", of=1 << 40)
+    lost = {q["unit"]: q["reason"] for q in summary.quarantined}
+    if len(lost) > cfg.run.tolerance * len(plan):
+        first = next(iter(lost.values()))
+        raise TooManyFailures(f"{len(lost)} of {len(plan)} shards of the enhancement set failed; the first: {first}")
+    return storage.join(root, made.folder), {numbers[uid][1] for uid in lost}
 
 
 def quantise(image: F32) -> npt.NDArray[np.int16]:

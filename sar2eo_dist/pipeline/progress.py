@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
@@ -71,29 +70,52 @@ class Meter:
 
 @ray.remote
 class Board:
-    """Where training workers post what the driver shows: rank 0 its last step, each the samples that it replaced."""
+    """Between training workers and the driver: how far rank 0 is, what any of them has to tell, how it ended."""
 
     def __init__(self) -> None:
-        self.last = (0, "")
+        self.step, self.note = 0, ""
+        self.events: list[dict[str, Any]] = []
+        self.urgent: list[dict[str, Any]] = []
         self.replaced: dict[int, str] = {}
+        self.error: Exception | None = None
+        self.result: Any = None
 
-    def post(self, step: int, note: str) -> None:
-        self.last = (step, note)
-
-    def tell(self, replaced: dict[int, str]) -> None:
+    def post(self, step: int, note: str, events: list[dict[str, Any]], replaced: dict[int, str]) -> None:
+        self.step, self.note, self.events = step, note or self.note, events
         self.replaced |= replaced
 
-    def read(self) -> tuple[int, str, dict[int, str]]:
-        return *self.last, self.replaced
+    def tell(self, event: dict[str, Any]) -> None:
+        """An event of a worker that is about to end; the next one keeps it."""
+        self.urgent.append(event)
+
+    def told(self) -> list[dict[str, Any]]:
+        told, self.urgent = self.urgent, []
+        return told
+
+    def stop(self, error: Exception) -> None:
+        """An error that another try would only repeat; the first one counts."""
+        self.error = self.error or error
+
+    def failed(self) -> Exception | None:
+        return self.error
+
+    def finish(self, result: Any) -> None:
+        self.result = result
+
+    def ended(self) -> tuple[Exception | None, Any]:
+        return self.error, self.result
+
+    def read(self) -> tuple[int, str, list[dict[str, Any]], dict[int, str]]:
+        return self.step, self.note, [*self.events, *self.urgent], self.replaced
 
 
 class Watch:
-    """Shows the board while the driver waits for a training to end; each replaced sample is named once, on stderr."""
+    """Shows the board while the driver waits for a training to end; each event and replaced sample is told once, on stderr."""
 
     def __init__(self, board: Any, label: str, steps: int) -> None:
         self.board, self.meter, self.stop = board, Meter(label, steps, "steps"), threading.Event()
         self.thread = threading.Thread(target=self._poll, daemon=True)
-        self.named: set[int] = set()
+        self.named: set[object] = set()
 
     def _poll(self) -> None:
         while not self.stop.wait(1.0):
@@ -101,15 +123,14 @@ class Watch:
 
     def _show(self) -> None:
         try:
-            step, note, replaced = ray.get(self.board.read.remote())
+            step, note, events, replaced = ray.get(self.board.read.remote())
         except ray.exceptions.RayError:  # a display that is gone is no reason to lose a training
             return
-        for sample in sorted(replaced.keys() - self.named):
-            print(
-                f"{self.meter.label}: sample {sample} is replaced, it cannot be read: {replaced[sample]}",
-                file=sys.stderr,
-            )
-            self.named.add(sample)
+        news = {(e["step"], e["event"]): f"step {e['step']}: {e['event']}: {e['text']}" for e in events}
+        news |= {i: f"sample {i} is replaced, it cannot be read: {why}" for i, why in sorted(replaced.items())}
+        for key in [k for k in news if k not in self.named]:
+            print(f"{self.meter.label}: {news[key]}", file=sys.stderr)
+            self.named.add(key)
         self.meter.advance(step - self.meter.count, note)
 
     def __enter__(self) -> None:
@@ -121,5 +142,3 @@ class Watch:
         self.thread.join(timeout=10)
         self._show()
         self.meter.__exit__(None, None, None)
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.kill(self.board)

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sar2eo_dist.report.facts import Tolerance
+from sar2eo_dist.report.facts import Tolerance, spaced
 from sar2eo_dist.report.text import minus, span
 
 Floats = npt.NDArray[np.float64]
@@ -37,6 +37,13 @@ _CSS = {
 
 _STYLE = {"svg.fonttype": "none", "font.size": 12}
 POINTS = 240  # of a curve: more are averaged, with the span behind them
+#: a method that a network is measured against -> key of SPLIT (its colour, and a class of the page) and its dashes
+LEVELS = {
+    "baseline_linear": ("train", (0, (6, 3))),
+    "baseline_mean": ("val", (0, (2, 2))),
+    "baseline_zero": ("guard", (0, (1, 2))),
+    "translated": ("test", (0, (8, 2, 2, 2))),
+}
 
 
 @contextlib.contextmanager
@@ -164,6 +171,38 @@ def loss_curve(steps: Sequence[float], values: Sequence[float], label: str) -> s
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}"))
     ax.set_xlabel("step")
     return _svg(fig, f"loss-{label}", "Loss over training steps")
+
+
+@_style()
+def validation_curve(
+    steps: Sequence[float], values: Sequence[float], levels: Mapping[str, float], mark: float | None, label: str
+) -> tuple[str, tuple[str, ...]]:
+    """One metric of the validations over the steps, levels (keys of LEVELS, finite) as lines across: (svg, the levels
+    that lie beyond the axis).
+
+    values: at least one is finite; where one is not, the curve has a gap. mark: the step to ring. The axis spans the
+    values and the level nearest to the last of them, and as much again on either side for the others: a level far
+    off must not flatten the curve.
+    """
+    points = spaced(list(zip(steps, values, strict=True)), POINTS)
+    x, y = np.array(points, float).T
+    seen = y[np.isfinite(y)]
+    core = [*seen, *sorted(levels.values(), key=lambda v: abs(v - seen[-1]))[:1]]
+    low, high = min(core), max(core)
+    beyond = tuple(n for n, v in levels.items() if not 2 * low - high <= v <= 2 * high - low)
+    fig, ax = _axes(300, 170)
+    for name, level in levels.items():
+        if name not in beyond:
+            ax.axhline(level, color=SPLIT[LEVELS[name][0]], linewidth=1.6, linestyle=LEVELS[name][1])
+    ax.plot(x, y, color=CURVE, linewidth=1.6, marker="o" if len(x) <= 40 else "", markersize=3.5)
+    here = x == mark
+    ax.plot(x[here], y[here], color=INK, marker="o", markersize=8, markerfacecolor="none", linestyle="")
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: minus(f"{v:g}")))
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if abs(v) >= 10_000 else f"{v:g}"))
+    ax.set_xlabel("step")
+    return _svg(fig, f"validation-{label}", "Validation metric over training steps"), beyond
 
 
 def _finite(f: Any, values: Floats) -> float:

@@ -1,64 +1,154 @@
-"""The state of a training in a local folder: tensors and plain values only, read back with weights_only."""
+"""Checkpoints of a training below a URI: one object each, written beside the training, read back with weights_only.
+
+The object is put at once or not at all, so whatever is there is whole; what is damaged later is passed over with a word.
+"""
 
 from __future__ import annotations
 
-import json
-import os
+import io
 import pickle
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
-from sar2eo_dist.errors import ModelError
+from sar2eo_dist import storage
+from sar2eo_dist.errors import ModelError, NotFound, StorageError, Unavailable
 
-if TYPE_CHECKING:
-    from sar2eo_dist.models import Trainer
-
-STATE, META = "state.pt", "meta.json"
-
-
-def save(folder: str, trainer: Trainer, step: int, meta: Mapping[str, Any]) -> None:
-    """Write the trainer's state after `step` steps, and `meta` (JSON values). Each file appears complete or not at all.
-
-    The state is written first: a folder that has `meta.json` is complete.
-    """
-    home = Path(folder)
-    home.mkdir(parents=True, exist_ok=True)
-    temporary = home / f".{STATE}.{os.getpid()}"
-    torch.save({"step": step, "trainer": trainer.state_dict()}, temporary)
-    temporary.replace(home / STATE)
-    temporary = home / f".{META}.{os.getpid()}"
-    temporary.write_text(json.dumps({**meta, "step": step}, sort_keys=True, indent=2) + "\n")
-    temporary.replace(home / META)
+_NAME = re.compile(r"(\d{9})\.pt")
+AGAIN_S = 15.0  # between two tries to write while the store is down
 
 
-def load(folder: str, trainer: Trainer) -> int:
-    """Restore a trainer of the same networks; returns the number of steps done.
+def encode(tree: dict[str, Any]) -> bytes:
+    """Tensors, numbers, strings, lists and dicts as the bytes of one checkpoint."""
+    sink = io.BytesIO()
+    torch.save(tree, sink)
+    return sink.getvalue()
 
-    Raises ModelError: no or torn state, a pickle with code in it (refused, never run), state of another trainer.
-    """
-    path = Path(folder) / STATE
+
+def decode(data: bytes, where: str) -> dict[str, Any]:
+    """The inverse, on the CPU. Raises ModelError: torn, or a pickle with code in it (refused, never run)."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        step, inner = int(state["step"]), state["trainer"]
+        tree = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(tree, dict) or not isinstance(tree.get("step"), int):
+            raise TypeError(f"a {type(tree).__name__} without a step")
     except pickle.UnpicklingError as e:
-        raise ModelError(f"not a plain state of tensors, refused ({e}): {path}") from e
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as e:
-        raise ModelError(f"no readable checkpoint ({type(e).__name__}: {e}): {path}") from e
-    try:
-        trainer.load_state_dict(inner)
-    except ModelError as e:
-        raise ModelError(f"{e}: {path}") from e
-    return step
+        raise ModelError(f"not a plain state of tensors, refused ({e}): {where}") from e
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AssertionError) as e:
+        raise ModelError(f"no readable checkpoint ({type(e).__name__}: {e}): {where}") from e
+    return tree
 
 
-def read_meta(folder: str) -> dict[str, Any]:
-    """The `meta` that `save` was given, with its "step". Raises ModelError where the folder holds no checkpoint."""
-    path = Path(folder) / META
+def path(folder: str, step: int) -> str:
+    """URI of the checkpoint after `step` steps."""
+    return storage.join(folder, f"{step:09d}.pt")
+
+
+def steps(folder: str) -> list[int]:
+    """Steps of the checkpoints that are there, ascending."""
     try:
-        meta: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise ModelError(f"no readable checkpoint ({type(e).__name__}: {e}): {path}") from e
-    return meta
+        found = [_NAME.fullmatch(storage.name(i.uri)) for i in storage.list_files(folder)]
+    except NotFound:
+        return []
+    return sorted(int(m[1]) for m in found if m)
+
+
+def newest(folder: str) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, None where there is none. A damaged one is named on stderr.
+
+    Raises ModelError where all are damaged: a training is not begun anew without a word.
+    """
+    there = steps(folder)
+    for step in reversed(there):
+        try:
+            return decode(storage.read_bytes(path(folder, step)), path(folder, step))
+        except (ModelError, NotFound) as e:
+            print(f"warning: checkpoint passed over: {e}", file=sys.stderr)
+    if there:
+        raise ModelError(f"none of {len(there)} checkpoints can be read, --fresh starts from the first step: {folder}")
+    return None
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own, the latest last; older ones are deleted once a newer one is safe.
+
+    publish: called in that thread after each checkpoint, for what may be lost (curves, pictures); its storage errors
+    count as the checkpoint's. patience: seconds for which the store may fail before `check` raises.
+    """
+
+    def __init__(self, folder: str, patience: float, on_failure: Callable[[str], None]) -> None:
+        self.folder, self.patience, self._on_failure = folder, patience, on_failure
+        self._changed = threading.Condition()
+        self._waiting: tuple[int, bytes, frozenset[int], Callable[[], None]] | None = None
+        self._busy = self._closed = False
+        self._failing_since: float | None = None
+        self._error: StorageError | None = None
+        self.done = -1  # the newest step that is safe
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def put(self, step: int, data: bytes, keep: Iterable[int], publish: Callable[[], None]) -> None:
+        """Hand over a checkpoint; it takes the place of one that still waits. keep: older ones not to be deleted."""
+        with self._changed:
+            self._waiting = step, data, frozenset(keep), publish
+            self._changed.notify_all()
+
+    def check(self) -> None:
+        """Raises Unavailable where nothing could be written for `patience` seconds."""
+        with self._changed:
+            since, error = self._failing_since, self._error
+        if since is not None and error is not None and time.monotonic() - since > self.patience:
+            raise Unavailable(
+                self.folder,
+                f"no checkpoint could be written for {self.patience:.0f} s (train.outage_s), so training stopped; the last "
+                f"safe one is of step {max(self.done, 0)}. When the store is back, the same command goes on. {error}",
+            )
+
+    def close(self) -> None:
+        """Wait until what was handed over is safe. Raises as `check` does."""
+        with self._changed:
+            while self._waiting is not None or self._busy:
+                self._changed.wait(0.2)
+                self.check()
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._waiting is None and not self._closed:
+                    self._changed.wait()
+                if self._waiting is None:
+                    return
+                work, self._waiting, self._busy = self._waiting, None, True
+            error = self._write(*work)
+            with self._changed:
+                self._busy = False
+                if error is None:
+                    self._failing_since = self._error = None
+                else:
+                    if self._failing_since is None:
+                        self._failing_since = time.monotonic()
+                        self._on_failure(str(error))
+                    self._error = error
+                    self._waiting = self._waiting or work  # a newer one takes its place
+                self._changed.notify_all()
+                if error is not None:
+                    self._changed.wait(min(AGAIN_S, self.patience / 4))
+
+    def _write(self, step: int, data: bytes, keep: frozenset[int], publish: Callable[[], None]) -> StorageError | None:
+        try:
+            storage.put(path(self.folder, step), data)
+            publish()
+            last = self.done
+            self.done = step
+            for old in steps(self.folder):
+                if old < step and old not in keep and old != last:
+                    storage.delete(path(self.folder, old))
+        except StorageError as e:
+            return e
+        return None

@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,10 +27,9 @@ from sar2eo_dist.radiometry import ScalingLike
 from sar2eo_dist.training import scaling as batched
 from sar2eo_dist.training.slots import Cut, Slots
 
-Raw = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]
+Raw = tuple[npt.NDArray[Any], npt.NDArray[np.uint16], npt.NDArray[np.bool_]]
 Read = Callable[[int], Raw]
 Batch = tuple[Tensor, Tensor, Tensor]
-Transform = Callable[[Tensor], Tensor]
 Ranks = npt.NDArray[np.int64]
 A = TypeVar("A", Tensor, npt.NDArray[Any])
 _Unread = list[tuple[int, Corrupt | NotFound]]  # samples that were met and could not be read
@@ -62,24 +60,28 @@ def order(seed: int, epoch: int, samples: Ranks, per_object: int, window: int) -
     return shuffled[np.argsort(windows, kind="stable")]
 
 
+def share(batch: int, rank: int, world: int) -> range:
+    """The places of a global batch that a rank trains on; of as equal length as can be."""
+    return range(batch * rank // world, batch * (rank + 1) // world)
+
+
 class Loader:
     """Scaled, cropped, turned pairs.
 
-    read(rank): one sample, square: sar (2, S, S) int16 of 0.01 dB, eo (C, S, S) uint16 DN, valid (S, S) bool; called from
-    `threads` threads at once. samples: places in the store, ascending, of what is trained on, `per_object` to a shard
-    object. batch: global batch; crop: side of the random crop, pixels; scaling: the config's section. Per-image scaling sees
-    the full patch, before the crop; so does `transform`, which maps one scaled source (C, H, W) to the source that is
-    trained on (see training.enhance), one call at a time. What it gives is kept for as many samples as `cache_mb` holds.
+    read(rank): one sample, square: sar (2, S, S) int16 of 0.01 dB, or an image (C, S, S) float32 in [-1, 1] that is taken as
+    it is (an enhancer's source); eo (C, S, S) uint16 DN, valid (S, S) bool; called from `threads` threads at once. samples:
+    places in the store, ascending, of what is trained on, `per_object` to a shard object. batch: global batch; crop: side of
+    the random crop, pixels; scaling: the config's section. Per-image scaling sees the full patch, before the crop.
     window: shard objects shuffled together. origin: where steps are counted from (`state` of an earlier loader).
 
-    threads, prefetch_mb (memory of batches made ahead: one at least, four a thread at most) and cache_mb change no result.
-    device: where batches are scaled and delivered. On the CPU the threads scale; elsewhere they read alone, and
-    training.scaling does the rest.
+    threads and prefetch_mb (memory of batches made ahead: one at least, four a thread at most) change no result. device:
+    where batches are scaled and delivered. On the CPU the threads scale; elsewhere they read alone, and training.scaling
+    does the rest.
 
     A sample that `read` finds Corrupt or NotFound is replaced by one of another shard object, chosen by (seed, epoch, sample)
-    alone, said on stderr and kept in `replaced` (sample -> reason; what was met before a resume is given); other errors pass
-    through, at the step where they happen. Raises ConfigError: no samples, numbers out of range, a crop larger than a patch;
-    Corrupt: more than max_corrupt samples cannot be read.
+    alone, said on stderr and kept in `replaced` (sample -> reason; the caller's own dict, with what was met before a resume);
+    other errors pass through, at the step where they happen. Raises ConfigError: no samples, numbers out of range, a crop
+    larger than a patch; Corrupt: more than max_corrupt samples cannot be read.
     """
 
     def __init__(
@@ -94,12 +96,10 @@ class Loader:
         *,
         window: int = 8,
         origin: State | None = None,
-        transform: Transform | None = None,
         threads: int = 2,
         prefetch_mb: int = 256,
-        cache_mb: int = 256,
         max_corrupt: int = 16,
-        replaced: Mapping[int, str] | None = None,
+        replaced: dict[int, str] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self._samples: Ranks = np.array(samples, np.int64)
@@ -114,12 +114,10 @@ class Loader:
         if not (0 <= self._origin.samples_seen < self.n and self._origin.epoch >= 0):
             raise ConfigError(f"{self._origin} is not one of {self.n} training samples: was it another data set's?")
         self.batch, self.crop, self.seed, self._per_object = batch, crop, seed, per_object
-        self.replaced = dict(replaced or {})
+        self.replaced = {} if replaced is None else replaced
         self._read, self._scaling, self._threads, self._max_corrupt = read, scaling, threads, max_corrupt
         self._prefetch, self._device = prefetch_mb << 20, torch.device(device)
         self._late = self._device.type != "cpu"  # whether batches are scaled whole, on the device
-        self._transform, self._lock, self._room = transform, threading.Lock(), cache_mb << 20
-        self._kept: dict[int, Tensor] = {}
         plan = functools.partial(order, samples=self._samples, per_object=per_object, window=window)
         self._order = functools.lru_cache(maxsize=4)(functools.partial(plan, seed))
 
@@ -131,14 +129,18 @@ class Loader:
     def at(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """The part of step's global batch that a rank trains on.
 
-        source (B, C, crop, crop), target (B, C', crop, crop) float32 in [-1, 1]; valid (B, 1, crop, crop) bool; B =
-        batch / world. Raises ConfigError where world does not divide the batch.
+        source (B, C, crop, crop), target (B, C', crop, crop) float32 in [-1, 1]; valid (B, 1, crop, crop) bool; B as
+        `share` says. Raises ConfigError where there are more workers than samples in a batch.
         """
         planned = self._planned(step, rank, world)
         slots = Slots(len(planned), self._device.type == "cuda")
         for j, (epoch, sample) in enumerate(planned):
             self._report(*self._make(slots, j, epoch, sample))
         return self._finished(slots)
+
+    def samples(self, step: int) -> list[int]:
+        """Places in the store of the step's global batch (before any that cannot be read is replaced)."""
+        return [sample for _, sample in self._planned(step, 0, 1)]
 
     def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """`at(step, rank, world)` for the steps [start, stop), whose samples `threads` threads make ahead."""
@@ -174,11 +176,10 @@ class Loader:
 
     def _planned(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
         """(epoch, sample) of a rank's part of the step's batch."""
-        if self.batch % world:
-            raise ConfigError(f"a global batch of {self.batch} cannot be shared evenly by {world} workers")
-        share = self.batch // world
-        first = self._position(step) + rank * share
-        places = [divmod(position, self.n) for position in range(first, first + share)]
+        if self.batch < world:
+            raise ConfigError(f"a global batch of {self.batch} leaves some of {world} workers without a sample")
+        first, own = self._position(step), share(self.batch, rank, world)
+        places = [divmod(first + position, self.n) for position in own]
         return [(epoch, int(self._samples[self._order(epoch)[place]])) for epoch, place in places]
 
     def _some(self, slots: Slots, group: list[tuple[int, tuple[int, int]]]) -> list[tuple[_Unread, int | None]]:
@@ -192,19 +193,18 @@ class Loader:
         # a hash draws as well as a generator and costs a tenth; 128 bits leave no bias worth a name
         draw = hashlib.blake2b(f"{self.seed} {epoch} {sample}".encode(), digest_size=16).digest()
         rest, symmetry = divmod(int.from_bytes(draw, "big"), 8)
-        # turned before it is scaled, while pixels are small; a transform sees the patch as it lies
-        sar, eo, valid = raw[0], radiometry.turned(raw[1], symmetry), radiometry.turned(raw[2][None], symmetry)
-        if self._transform is None:
-            sar = radiometry.turned(sar, symmetry)
+        # turned before it is scaled, while pixels are small
+        sar, eo, valid = (radiometry.turned(part, symmetry) for part in (raw[0], raw[1], raw[2][None]))
         size = valid.shape[1:]
         if self.crop > min(size):
             raise ConfigError(f"crop {self.crop} is larger than the patches of {size[0]} x {size[1]} pixels")
         rest, top = divmod(rest, size[0] - self.crop + 1)
         left = rest % (size[1] - self.crop + 1)
-        slots.cuts[j] = cut = Cut(used, symmetry, slice(top, top + self.crop), slice(left, left + self.crop))
+        slots.cuts[j] = cut = Cut(slice(top, top + self.crop), slice(left, left + self.crop))
+        scaled = sar.dtype == np.float32
         if self._late:
             slots.put(j, sar, eo, valid)
-        elif self._transform is None and size == (self.crop, self.crop):
+        elif not scaled and size == (self.crop, self.crop):
             # scaled right where it is delivered: memory is passed over once less
             source, target, mask = slots.take(
                 j, np.empty((3, *size), np.float32), np.empty(eo.shape, np.float32), valid
@@ -213,11 +213,9 @@ class Loader:
             radiometry.scale_eo(eo, valid[0], self._scaling, target)
             mask[:] = valid
         else:
-            image = torch.from_numpy(radiometry.scale_counts(sar, self._scaling))
-            if self._transform is not None:
-                image = cut.turned(self._transformed(self._transform, used, image))
+            image = sar if scaled else radiometry.scale_counts(sar, self._scaling)
             target = radiometry.scale_eo(eo, valid[0], self._scaling)
-            slots.put(j, cut.of(image.numpy()), cut.of(target), cut.of(valid))
+            slots.put(j, cut.of(image), cut.of(target), cut.of(valid))
         return unread, used
 
     def _finished(self, slots: Slots) -> Batch:
@@ -225,29 +223,13 @@ class Loader:
             source, target, valid = slots.tensors
             return source, target, valid
         sar, eo, valid = (part.to(self._device, non_blocking=True) for part in slots.tensors)
-        images: Sequence[Tensor] = list(batched.scale_sar(sar, self._scaling))
-        if self._transform is not None:
-            images = [
-                cut.turned(self._transformed(self._transform, cut.sample, image))
-                for cut, image in zip(slots.cuts, images, strict=True)
-            ]
+        source = sar if sar.dtype == torch.float32 else batched.scale_sar(sar, self._scaling)
         target = batched.scale_eo(eo, valid[:, 0], self._scaling)
         source, target, valid = (
             torch.stack([cut.of(image) for cut, image in zip(slots.cuts, part, strict=True)])
-            for part in (images, target, valid)
+            for part in (source, target, valid)
         )
         return source, target, valid
-
-    def _transformed(self, transform: Transform, sample: int, source: Tensor) -> Tensor:
-        """The transform of a sample's full patch, from memory where it is kept."""
-        if (kept := self._kept.get(sample)) is not None:
-            return kept.to(self._device)
-        with self._lock:
-            image = transform(source)
-            if sample not in self._kept and image.nbytes <= self._room:
-                self._room -= image.nbytes  # never given back: an epoch meets all once, so the first kept serve best
-                self._kept[sample] = image.cpu()
-        return image
 
     def _found(self, epoch: int, sample: int) -> tuple[_Unread, int, Raw | None]:
         """The sample's pixels, or those of the first of its substitutes that can be read; and what could not."""

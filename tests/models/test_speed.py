@@ -77,7 +77,7 @@ def test_steps_in_bfloat16_follow_those_in_float32(model):
     for step in range(3):
         losses = [t.step(step, *batch()) for t in trainers]
         for name in losses[0]:
-            if name != "grad_norm":
+            if not name.startswith("grad_norm"):
                 assert losses[1][name] == pytest.approx(losses[0][name], rel=0.05, abs=0.02), (step, name)
     moments = next(iter(trainers[1].optimisers.values())).state.values()
     assert all(s["exp_avg"].dtype == torch.float32 for s in moments)

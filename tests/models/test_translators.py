@@ -195,7 +195,7 @@ def test_a_step_under_ddp_equals_one_without(name, tmp_path):
         for wrapped in (False, True):
             trainer = models.translator(name).Trainer(make(name), TINY[name], 1e-3, 10)
             if wrapped:
-                trainer.wrap(torch.nn.parallel.DistributedDataParallel)
+                trainer.wrap(torch.nn.parallel.DistributedDataParallel, lambda x: x)
             losses = [trainer.step(i, *batch(seed=i)) for i in range(3)]
             ends.append((losses, trainer.state_dict()["networks"]))
         assert ends[0][0] == ends[1][0]
@@ -209,7 +209,7 @@ def test_models_and_training_need_neither_ray_nor_zarr_nor_pydantic():
     code = (
         "import sys; import sar2eo_dist.models.pix2pixhd, sar2eo_dist.models.restormer, sar2eo_dist.models.extractors;"
         "import sar2eo_dist.models.inception, sar2eo_dist.models.efficientnet, sar2eo_dist.models.bundle;"
-        "import sar2eo_dist.training.fit, sar2eo_dist.training.checkpoint, sar2eo_dist.training.enhance;"
+        "import sar2eo_dist.training.fit, sar2eo_dist.training.checkpoint, sar2eo_dist.training.watchdog;"
         "print(sorted({'ray', 'zarr', 'pydantic'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

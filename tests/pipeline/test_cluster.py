@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.pipeline.cluster import feed, share
-from sar2eo_dist.sections import Resources
+from sar2eo_dist.sections_training import Resources
 
 
 @given(st.integers(1, 8), st.integers(1, 1000), st.integers(1, 128), st.integers(0, 8))

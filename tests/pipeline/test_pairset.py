@@ -26,7 +26,6 @@ from sar2eo_dist.pipeline.actors import Chain
 from sar2eo_dist.radiometry import scale_counts
 from sar2eo_dist.reader import PairReader
 from sar2eo_dist.sections import Scaling
-from sar2eo_dist.training.enhance import Translated
 
 COUNT, PER, STORE = 5, 2, "shards/abc"
 OPTIONS = {"ngf": 4, "n_downsampling": 1, "n_blocks": 1}
@@ -78,7 +77,7 @@ def put_bundle(uri: str, scaling: str) -> str:
 
 
 def planned(root: str, *more: str, weights: str = "w") -> tuple[pairset.PairSet, list[Any]]:
-    return pairset.plan(load(overrides=[f"run.out={root}", *more]), root, weights)
+    return pairset.plan_of(load(overrides=[f"run.out={root}", *more]), root, weights)
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     chain = Chain([uri], 1, cfg.speed)
     weights = bundle.digest(bundle.read(uri))
-    made, units = pairset.plan(cfg, root, weights)
+    made, units = pairset.plan_of(cfg, root, weights)
     pairset.write_template(root, made)
     entries = [pairset.write(chain, root, made, unit, n, 3) for unit, n in reversed(units)]
     yield SimpleNamespace(root=root, uri=storage.join(root, made.folder), bundle=uri, chain=chain, weights=weights,
@@ -108,14 +107,15 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     torch.use_deterministic_algorithms(deterministic)
 
 
-def test_samples_are_what_the_enhancers_training_makes(whole: SimpleNamespace) -> None:
+def test_samples_are_the_translators_images_of_whole_patches(whole: SimpleNamespace) -> None:
     net, info = bundle.load(whole.bundle)
-    make, scaling = Translated(speed.apply(net)), Scaling.model_validate(info.scaling)
+    net, scaling = speed.apply(net), Scaling.model_validate(info.scaling)
     read, pair = pairset.TranslatedReader(whole.uri), PairReader(storage.join(whole.root, STORE))
     assert len(read) == len(pair) == COUNT
     images = [read(i) for i in range(COUNT)]
     for i, image in enumerate(images):
-        want = make(torch.from_numpy(scale_counts(pair(i)[0], scaling))).numpy()
+        with torch.no_grad():
+            want = net(torch.from_numpy(scale_counts(pair(i)[0], scaling))[None])[0].numpy()
         assert (image.shape, image.dtype) == ((3, 256, 256), np.float32)
         assert np.abs(image - want).max() <= 2e-5
         np.testing.assert_array_equal(image, pairset.quantise(want) * np.float32(pairset.STEP))

@@ -12,12 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from sar2eo_dist import radiometry
 from sar2eo_dist.errors import ConfigError, Corrupt, NotFound
-from sar2eo_dist.training.enhance import Translated
-from sar2eo_dist.training.loader import Loader, State, order
+from sar2eo_dist.training.loader import Loader, State, order, share
 
 FIXED = SimpleNamespace(sar="fixed", eo="fixed", third="difference_db", median=0)
 MINMAX = SimpleNamespace(sar="minmax", eo="minmax", third="difference_db", median=3)
@@ -359,8 +357,8 @@ def test_impossible_settings():
         loader(n=0)
     with pytest.raises(ConfigError, match="crop 25 is larger than the patches of 24 x 24"):
         loader(crop=25).at(0)
-    with pytest.raises(ConfigError, match="batch of 4 cannot be shared evenly by 3 workers"):
-        loader().at(0, 0, 3)
+    with pytest.raises(ConfigError, match="batch of 4 leaves some of 5 workers without a sample"):
+        loader().at(0, 0, 5)
     with pytest.raises(ConfigError, match="batch 0"):
         loader(batch=0)
     with pytest.raises(ConfigError, match="threads 0"):
@@ -370,66 +368,33 @@ def test_impossible_settings():
             loader(samples=samples)
 
 
-class MeanOfWindow(nn.Module):
-    """A network whose every output pixel is the mean of the whole window and of its top row."""
-
-    inside = 0
-
-    def forward(self, x):
-        assert not self.training
-        assert not torch.is_grad_enabled()
-        assert x.shape[0] == 1
-        self.inside += 1
-        assert self.inside == 1  # one call at a time
-        time.sleep(1e-3)
-        self.inside -= 1
-        return (x.mean((2, 3), keepdim=True) + x[:, :, :1].mean((2, 3), keepdim=True)).expand_as(x) / 2
+def read_image(i):
+    """The scaled SAR of `read`, as an image."""
+    sar, eo, valid = read(i)
+    return radiometry.scale_sar(radiometry.decode_db(sar), FIXED), eo, valid
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_enhancement_sources_are_whole_patches_translated_as_they_lie(late):
-    made = loader(n=2, batch=2, transform=Translated(MeanOfWindow()))
-    made._late = late
-    source, target, valid = made.at(0)
-    plain = loader(n=2, batch=2).at(0)
-    assert equal((target, valid), plain[1:])
-    for j in range(2):
-        sar, _, _ = read(int(order(3, 0, np.arange(2), PER_OBJECT, 8)[j]))
-        whole = torch.from_numpy(radiometry.scale_sar(radiometry.decode_db(sar), FIXED))
-        want = (whole.mean((1, 2)) + whole[:, 0].mean(1)) / 2
-        assert torch.allclose(source[j], want[:, None, None].expand(3, 8, 8), atol=1e-6)
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_a_transform_turns_with_its_target(late):
-    """Where the transform is the identity, the source is what it is without one."""
-    made, plain = loader(n=5, batch=9, transform=lambda x: x), loader(n=5, batch=9)
+@pytest.mark.parametrize("crop", [8, SIDE])
+def test_an_image_is_a_source_as_it_is_and_turns_with_its_target(late, crop):
+    made, plain = loader(n=5, batch=9, crop=crop, read=read_image), loader(n=5, batch=9, crop=crop)
     made._late = late
     assert equal(made.at(0), plain.at(0))
 
 
-def test_transforms_are_kept_within_bounds_and_change_nothing():
-    calls = []
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_shares_are_parts_of_the_batch_as_equal_as_can_be(batch, world):
+    parts = [share(batch, rank, world) for rank in range(world)]
+    assert [i for part in parts for i in part] == list(range(batch))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
-    def slow(x):
-        calls.append(1)
-        return x * 0.5
 
-    def run(**more):
-        calls.clear()
-        made = loader(n=6, batch=3, transform=slow, threads=3, **more)
-        batches = list(made.batches(0, 8))
-        return made, batches, len(calls)
-
-    _, want, without = run(cache_mb=0)
-    made, got, once = run()
-    assert (without, once) == (24, 6)
-    assert all(equal(a, b) for a, b in zip(want, got, strict=True))
-    image = 3 * SIDE * SIDE * 4
-    made = loader(n=6, batch=3, transform=slow)
-    made._room = 2 * image + 1
-    assert all(equal(a, made.at(s)) for s, a in enumerate(want))
-    assert sum(t.nbytes for t in made._kept.values()) == 2 * image
+def test_any_number_of_workers_shares_a_batch():
+    whole = loader().at(5)
+    for world in (1, 2, 3, 4):
+        parts = [loader().at(5, rank, world) for rank in range(world)]
+        assert equal(whole, [torch.cat(part) for part in zip(*parts, strict=True)])
+    assert sorted(loader().samples(5)) == sorted(names(whole))
 
 
 def test_on_a_device_batches_are_scaled_there():
