@@ -114,13 +114,17 @@ def start(net: nn.Module, uri: str) -> BundleInfo:
         state = tensors_of(storage.read_bytes(where))
     except (SafetensorError, ValueError) as e:
         raise ModelError(f"weights are truncated or no safetensors ({e}): {where}") from e
-    inherits = str(getattr(net, "inherits", ""))
-    whole = set(state) == set(net.state_dict())
     try:
-        official.fit(net, state, where, "" if whole else inherits)
+        inherit(net, state, where)
     except ModelError as e:
         raise ModelError(f"training cannot start from a {info.model} of {info.options}: {e}") from e
     return info
+
+
+def inherit(net: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """What `start` puts into `net`, from a state dict; on meta tensors a check of keys and shapes. Raises ModelError."""
+    whole = set(state) == set(net.state_dict())
+    official.fit(net, state, where, "" if whole else str(getattr(net, "inherits", "")))
 
 
 def read(uri: str) -> BundleInfo:

@@ -70,7 +70,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, prefix: str =
     if kinds:
         raise ModelError(f"{len(kinds)} weights are of another kind of number: {first(kinds)}: {where}")
     found = {k: v.to(own[k].dtype) for k, v in found.items()}
-    bad = [k for k, v in found.items() if not bool(torch.isfinite(v).all())]
+    bad = [k for k, v in found.items() if not v.is_meta and not bool(torch.isfinite(v).all())]
     if bad:
         dtype = own[bad[0]].dtype
         raise ModelError(f"{len(bad)} weights are NaN or infinite as {dtype}: {first(bad)}: not loaded: {where}")

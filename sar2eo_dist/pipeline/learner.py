@@ -109,11 +109,16 @@ class Learner:
             self.writer = checkpoint.Writer(job.checkpoints, job.train.outage_s, self._unwritten)
         self.dog = Watchdog(job.train.hang_s, self._hangs)
         hooks = Hooks(self._beat, self._log, self._pause, self._urgent)
-        fit(self.trainer, course, record, hooks, self.average, self.net, self.rank, self.world)
-        self.dog.stop()
-        if self.writer is not None:
-            self.writer.close()
-            self._finish()
+        try:
+            fit(self.trainer, course, record, hooks, self.average, self.net, self.rank, self.world)
+            self.dog.stop()
+            if self.writer is not None:
+                self.writer.close()
+                self._finish()
+        finally:
+            self.dog.stop()
+            if self.writer is not None:
+                self.writer.abandon()
 
     @property
     def kept(self) -> torch.nn.Module:
@@ -209,7 +214,7 @@ class Learner:
             f"held_out_{k}": v for k, v in measured.items() if v is not None and k in ("mae", "rmse", "psnr", "ssim")
         }
         artifacts = bundle.save(job.out, self.kept, dataclasses.replace(job.info(), step=chosen, metrics=metrics))
-        tree = self._describe(now()) | {"bundle": job.out, "selected_step": chosen}
+        tree = self._describe(now()) | {"bundle": "/".join(job.out.split("/")[-3:]), "selected_step": chosen}
         journal.publish(job.journal, tree, self.grids, record.step)
         counts = {f"{job.role} steps": record.step, f"{job.role} samples replaced": len(record.replaced),
                   f"{job.role} steps skipped": record.skipped}  # fmt: skip

@@ -10,11 +10,13 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import ray.train
+import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -42,14 +44,11 @@ ROLES = ("coarse", "translate", "enhance")
 NEUTRAL = {"log_every", "checkpoint_every"}
 
 
-def train(cfg: Config, opts: Options) -> Summary:
-    """Run the verb. Raises ConfigError where a fold is empty, or an option of a network or the store is wrong."""
-    sharded = read_summary(cfg, "shard")
-    root = storage.absolute(cfg.run.out)
+def plan(cfg: Config, root: str, sharded: dict[str, Any]) -> dict[str, tuple[Unit, Job]]:
+    """The networks to train, in turn, by their units' ids. Raises ConfigError or ModelError: all that can be wrong before."""
     store = storage.join(root, sharded["outputs"]["store"])
     check_store(store)
-    samples = present(sharded, ranks(store, "train"))
-    held = present(sharded, ranks(store, "val"))
+    samples, held = (present(sharded, ranks(store, fold)) for fold in ("train", "val"))
     if not len(samples):
         raise ConfigError("no pair is in the training fold: change split.cell_degrees, split.val or split.seed")
     if cfg.train.validation and not len(held):
@@ -57,42 +56,60 @@ def train(cfg: Config, opts: Options) -> Summary:
             f"no pair is held out to validate on (fold val; split.val {cfg.split.val:g}, split.cell_degrees "
             f"{cfg.split.cell_degrees:g}): change them, or train without with train.validation=0"
         )
-    common = cfg.fingerprint(STAGE)
-    plan: dict[str, tuple[Unit, Job]] = {}
+    common, data = cfg.fingerprint(STAGE), str(sharded["digest"])
+    planned: dict[str, tuple[Unit, Job]] = {}
     before = ""
     for role, model, stage in _roles(cfg):
         parts = check_stage(cfg, role, model, stage)
-        start = storage.absolute(stage.start) or (role == "translate" and before and folder(root, before)) or ""
-        mark = digest(bundle.digest(bundle.read(stage.start))) if stage.start else ""
+        given = storage.absolute(stage.start)
+        start = given or (folder(root, before) if role == "translate" and before else "")
         part = {k: v for k, v in stage.model_dump(mode="json").items() if k not in NEUTRAL}
         chosen = (stage.checkpoint_every, cfg.train.validation) if stage.select == "best" else ()
-        unit = Unit(STAGE, role, digest(common, model, part, chosen), str(sharded["digest"]) + digest(before, mark))
-        plan[unit.id] = unit, Job(
+        mark = bundle.digest(bundle.read(given)) if given else ""
+        unit = Unit(STAGE, role, digest(common, model, part, chosen), digest(data, before, mark))
+        job = Job(
             role, model, stage, cfg.train, parts, cfg.scaling, cfg.speed, cfg.cost,
             cfg.resources.loaders or (16 if "://" in store else 2), cfg.resources.prefetch_mb, store, "", start, samples,
-            tuple(_spread(held, cfg.train.validation)), str(sharded["digest"]),
-            f"{root}/{STAGE}/checkpoints/{unit.id[:12]}", f"{root}/{journal(unit)}", folder(root, unit.id), versions(),
+            tuple(_spread(held, cfg.train.validation)), data, f"{root}/{STAGE}/checkpoints/{unit.id[:12]}",
+            f"{root}/{journal(unit)}", folder(root, unit.id), versions(),
         )  # fmt: skip
-        if stage.start:
-            compatible(bundle.read(stage.start), plan[unit.id][1])
-            bundle.start(translator(model).build(stage.options, CHANNELS, CHANNELS), stage.start)
+        if given:
+            compatible(bundle.start(translator(model).build(stage.options, CHANNELS, CHANNELS), given), job)
+        elif start:
+            with torch.device("meta"):  # keys and shapes alone
+                both = (stage.options, cfg.train.coarse.options if cfg.train.coarse else {})
+                fine, coarse = (translator(model).build(options, CHANNELS, CHANNELS) for options in both)
+            bundle.inherit(fine, coarse.state_dict(), "train.coarse")
+        planned[unit.id] = unit, job
         before = unit.id
+    return planned
+
+
+def train(cfg: Config, opts: Options) -> Summary:
+    """Run the verb. Raises ConfigError where a fold is empty, or an option of a network or the store is wrong."""
+    sharded = read_summary(cfg, "shard")
+    root = storage.absolute(cfg.run.out)
+    planned = plan(cfg, root, sharded)
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
         for unit in todo:
-            job = plan[unit.id][1]
+            job = planned[unit.id][1]
             if opts.fresh and attempt == 1:
                 storage.delete(job.checkpoints)
             if job.role == "enhance":
-                job = _with_images(cfg, opts, root, job, next(j.out for _, j in plan.values() if j.role == "translate"))
+                job = _with_images(
+                    cfg, opts, root, job, next(j.out for _, j in planned.values() if j.role == "translate")
+                )
             try:
                 yield _train(cfg, root, unit, job, int(sharded["bytes_out"]), attempt)
             except ray.train.TrainingFailedError as e:
                 yield Failure(unit.id, _cause(e))
                 return  # the enhancer needs the translator
 
-    every = [u for u, _ in plan.values()]
+    first = next(iter(planned.values()))[1]
+    pairs = {"training pairs": len(first.samples), "held-out pairs": len(first.held)}
+    every = [u for u, _ in planned.values()]
     try:
         summary = run_stage(cfg, opts, STAGE, every, execute, "")
     except Sar2EoError:
@@ -100,7 +117,7 @@ def train(cfg: Config, opts: Options) -> Summary:
             _page(root, every)
         raise
     if opts.dry_run:
-        return dataclasses.replace(summary, counts={"training pairs": len(samples)})
+        return dataclasses.replace(summary, counts=pairs)
     lost = {q["unit"] for q in summary.quarantined}
     done = [u for u in every[: summary.planned] if u.id not in lost]
     outputs = {u.key: folder("", u.id).lstrip("/") for u in done} | {f"{u.key} journal": journal(u) for u in done}
@@ -111,9 +128,7 @@ def train(cfg: Config, opts: Options) -> Summary:
         else:
             storage.delete(history)
     outputs |= _page(root, [u for u in every if u in done])
-    counts = {"training pairs": len(samples), "held-out pairs": len(held)} | {
-        k: n for k, n in summary.counts.items() if n and k.endswith(("replaced", "skipped"))
-    }
+    counts = pairs | {k: n for k, n in summary.counts.items() if n and k.endswith(("replaced", "skipped"))}
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs, counts=counts))
 
 
@@ -148,18 +163,18 @@ def check_stage(cfg: Config, role: str, model: str, stage: Stage) -> tuple[Phase
     """The phases of a network's training. Raises ConfigError; what is wrong stops here, before anything starts."""
     translator(model).complete(stage.options)
     parts = stage.phases
-    plan = phases(
+    made = phases(
         stage.steps, [p.length for p in parts] or [1], [p.crop for p in parts] or [stage.crop],
         [p.batch for p in parts] or [stage.batch],
     )  # fmt: skip
-    for phase in plan:
+    for phase in made:
         if phase.crop > PATCH or phase.crop % stage.scale:
             limit = f"at most a patch of {PATCH} pixels, and a multiple of scale {stage.scale}"
             raise ConfigError(f"train.{role}: crop {phase.crop} must be {limit}")
         if phase.batch < cfg.resources.workers:
             workers = f"resources.workers {cfg.resources.workers}"
             raise ConfigError(f"train.{role}: a batch of {phase.batch} leaves some of {workers} without a sample")
-    return plan
+    return made
 
 
 def _roles(cfg: Config) -> list[tuple[str, str, Stage]]:

@@ -20,7 +20,7 @@ from sar2eo_dist.report.mosaic import Mosaic, mosaic, patches
 
 FILE = "report.html"
 MANY = 60  # rows of a list of troubles; the rest is counted
-_NOT_LOSSES = frozenset({"step", "seconds", "samples_per_s", "replaced"})
+_NOT_LOSSES = frozenset({"step", "seconds", "samples_per_s", "replaced", "skipped", "wait", "busy", "lr"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ def _training(run: Run, role: str) -> Training | None:
     lines = run.history.get(role)
     if not lines:
         return None
-    names = sorted({k for line in lines for k in line} - _NOT_LOSSES)
+    names = sorted(k for k in {k for line in lines for k in line} - _NOT_LOSSES if not k.startswith("grad_norm"))
     curves = []
     for name in names:
         points = [(line["step"], line[name]) for line in lines if name in line]

@@ -17,8 +17,9 @@ from typing import Any
 
 import google_crc32c
 from PIL import Image
-from tensorboardX import summary  # type: ignore[import-untyped]
 from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
+from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboardX.summary import text as text_summary  # type: ignore[import-untyped]
 
 from sar2eo_dist.report.load import as_number
 from sar2eo_dist.report.text import redact
@@ -51,7 +52,7 @@ def encode(record: Mapping[str, Any], grids: Mapping[int, bytes]) -> bytes:
         dated.append((int(line["step"]), 1, _scalars("validation", rest)))
     for event in record["events"]:
         words = redact(f"{event['event']}: {event.get('text') or ''}")
-        dated.append((int(event["step"]), 2, summary.text("events", words)))
+        dated.append((int(event["step"]), 2, text_summary("events", words)))
     for step, png in grids.items():
         dated.append((step, 3, _image(png)))
     dated.sort(key=lambda d: d[:2])
@@ -91,10 +92,7 @@ def _seconds(iso: Any) -> float | None:
 def _scalars(prefix: str, values: Mapping[str, Any]) -> Any:
     """A Summary of what is a finite number."""
     known = {k: n for k, v in values.items() if (n := as_number(v)) is not None and math.isfinite(n)}
-    found = summary.Summary()
-    for name, value in known.items():
-        found.value.extend(summary.scalar(f"{prefix}/{name}", value).value)
-    return found
+    return Summary(value=[Summary.Value(tag=f"{prefix}/{k}", simple_value=n) for k, n in known.items()])
 
 
 def _image(png: bytes) -> Any:
@@ -103,9 +101,9 @@ def _image(png: bytes) -> Any:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as opened:
             width, height, mode = opened.width, opened.height, opened.mode
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return summary.Summary()
-    image = summary.Summary.Image(width=width, height=height, colorspace=_MODES.get(mode, 3), encoded_image_string=png)
-    return summary.Summary(value=[summary.Summary.Value(tag="samples", image=image)])
+        return Summary()
+    image = Summary.Image(width=width, height=height, colorspace=_MODES.get(mode, 3), encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag="samples", image=image)])
 
 
 def _framed(message: bytes) -> bytes:

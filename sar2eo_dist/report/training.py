@@ -35,8 +35,6 @@ _PARTS: dict[str, type] = {
     "options": dict, "scaling": dict, "cost": dict, "best": dict,
 }  # fmt: skip
 
-Row = tuple[str, dict[str, tuple[float | None, bool]]]  # label, metric -> (value, best of its column)
-
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -59,8 +57,9 @@ def write(root: str, roles: Sequence[str]) -> str:
 def build(root: str, roles: Sequence[str]) -> bytes:
     """The page of the trainings of a run folder (any fsspec URI): self-contained UTF-8 HTML, no script, below 3 MB.
 
-    roles: names of folders below train/, in order. A record that is missing or broken is named on the page. The same
-    folder gives the same bytes. Raises AccessDenied, Unavailable or StorageError where the store itself refuses.
+    roles: folders below train/ in order, each named as its role or <role>-<anything>. A record that is missing or
+    broken is named on the page. The same folder gives the same bytes. Raises AccessDenied, Unavailable or StorageError
+    where the store itself refuses.
     """
     env = Environment(
         loader=PackageLoader("sar2eo_dist.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -127,7 +126,7 @@ def _finite(value: Any) -> bool:
 
 def _training(root: str, role: str) -> dict[str, Any]:
     """What the template shows of one network, or the problem that its record has."""
-    shown = {"role": role, "title": TITLES.get(role, role), "problem": "", "mae": None}
+    shown = {"role": role, "title": TITLES.get(role.partition("-")[0], role), "problem": "", "mae": None}
     try:
         r = _record(storage.read_bytes(storage.join(root, "train", role, "record.json")))
         return shown | _parts(role, str(shown["title"]), r)
@@ -140,7 +139,7 @@ def _training(root: str, role: str) -> dict[str, Any]:
 def _parts(role: str, title: str, r: dict[str, Any]) -> dict[str, Any]:
     network, kept = NETWORKS.get(str(r.get("model")), str(r.get("model") or "unknown network")), _kept(r)
     losses = sorted({k for line in r["history"] for k, v in line.items() if v is None or as_number(v) is not None})
-    losses = [name for name in losses if name not in _NOT_LOSSES]
+    losses = sorted((n for n in losses if n not in _NOT_LOSSES), key=lambda n: n.startswith("grad_norm"))
     levels = [m for m in METHODS if m in r["baselines"] and m in plots.LEVELS]
     return {
         "title": f"{title}: {network}",
@@ -152,6 +151,7 @@ def _parts(role: str, title: str, r: dict[str, Any]) -> dict[str, Any]:
         "fixed": r["scaling"].get("eo") == "fixed",
         "curves": [_loss(role, name, r["history"]) for name in losses[:MANY]],
         "curves_more": len(losses) - MANY,
+        "norms": any(name.startswith("grad_norm") for name in losses[:MANY]),
         "measured": [c for m in CURVES if (c := _measured(role, m, r, levels, kept))],
         "legend": [(plots.LEVELS[m][0], _label(m)) for m in levels],
         "marked": kept["step"] if kept else None,
@@ -253,8 +253,8 @@ def _events(r: dict[str, Any]) -> list[tuple[str, float | None, int, str]]:
     return [(k, _value(e[0], "step"), len(e), _words(e[0].get("text"))) for k, e in kinds.items()]
 
 
-def _table(network: str, r: dict[str, Any]) -> list[Row]:
-    """Best and last validation, then what they are measured against."""
+def _table(network: str, r: dict[str, Any]) -> list[tuple[str, dict[str, tuple[float | None, bool]]]]:
+    """Best and last validation, then what they are measured against: (label, metric -> (value, best of its column))."""
     rows: list[tuple[str, Mapping[str, Any]]] = []
     if r["validations"]:
         last, at = r["validations"][-1], r["best"].get("step")

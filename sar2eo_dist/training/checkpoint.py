@@ -38,7 +38,7 @@ def decode(data: bytes, where: str) -> dict[str, Any]:
             raise TypeError(f"a {type(tree).__name__} without a step")
     except pickle.UnpicklingError as e:
         raise ModelError(f"not a plain state of tensors, refused ({e}): {where}") from e
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AssertionError) as e:
+    except Exception as e:  # whatever damaged bytes make of an unpickler
         raise ModelError(f"no readable checkpoint ({type(e).__name__}: {e}): {where}") from e
     return tree
 
@@ -117,8 +117,14 @@ class Writer:
             self._closed = True
             self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """End the thread after what it is writing, whatever waits."""
+        with self._changed:
+            self._waiting, self._closed = None, True
+            self._changed.notify_all()
+
     def _run(self) -> None:
-        while True:
+        while not self._closed or self._waiting is not None:
             with self._changed:
                 while self._waiting is None and not self._closed:
                     self._changed.wait()
@@ -128,6 +134,8 @@ class Writer:
             error = self._write(*work)
             with self._changed:
                 self._busy = False
+                if self._closed:
+                    return
                 if error is None:
                     self._failing_since = self._error = None
                 else:

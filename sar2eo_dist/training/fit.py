@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Container, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -140,40 +141,46 @@ def fit(
     """
     device = next(next(iter(trainer.networks.values())).parameters()).device
     clock, stop, last = Clock(), course.plan[-1].stop, time.monotonic()
-    coming = batches(course.plan, course.make, course.n, record.step, rank, world)
-    while record.step < stop:
-        asked = time.monotonic()
-        step, phase, loader, batch = next(coming)
-        clock.wait += time.monotonic() - asked
-        source, target, valid = coarser(tuple(p.to(device, non_blocking=True) for p in batch), course.scale)  # type: ignore[arg-type]
-        seed(course.seed, step)
-        began = time.monotonic()
-        record.step = step + 1
-        try:
-            own = len(share(phase.batch, rank, world))
-            record.since.append(trainer.step(step, source, target, valid, own * world / phase.batch))
-            if average is not None and net is not None:
-                average.update(net)
-        except NonFinite as e:
-            _skipped(record, course, e, loader.samples(step))
-        now = time.monotonic()
-        clock.busy += now - began
-        clock.samples += phase.batch
-        record.seconds, last = record.seconds + now - last, now
-        hooks.beat()
-        if record.step % course.log_every == 0 or record.step == stop:
-            line = {"step": record.step, **clock.shares(), "lr": trainer.learning_rate(step), "skipped": record.skipped}
-            means = {name: float(np.mean([s[name] for s in record.since])) for name in (record.since or [{}])[0]}
-            record.since.clear()
-            record.history.append(line | means)
-            _symptoms(record, trainer.symptoms(means) if means else {})
-            hooks.log(record.history[-1])
-            clock = Clock()
-        regular = record.step % course.checkpoint_every == 0 or record.step == stop
-        if regular or hooks.urgent():
-            hooks.pause(regular)
+    with closing(batches(course.plan, course.make, course.n, record.step, rank, world)) as coming:
+        while record.step < stop:
+            asked = time.monotonic()
+            step, phase, loader, batch = next(coming)
+            clock.wait += time.monotonic() - asked
+            source, target, valid = coarser(tuple(p.to(device, non_blocking=True) for p in batch), course.scale)  # type: ignore[arg-type]
+            seed(course.seed, step)
+            began = time.monotonic()
+            record.step = step + 1
+            try:
+                own = len(share(phase.batch, rank, world))
+                record.since.append(trainer.step(step, source, target, valid, own * world / phase.batch))
+                if average is not None and net is not None:
+                    average.update(net)
+            except NonFinite as e:
+                _skipped(record, course, e, loader.samples(step))
             now = time.monotonic()
+            clock.busy += now - began
+            clock.samples += phase.batch
             record.seconds, last = record.seconds + now - last, now
+            hooks.beat()
+            if record.step % course.log_every == 0 or record.step == stop:
+                line = {
+                    "step": record.step,
+                    **clock.shares(),
+                    "lr": trainer.learning_rate(step),
+                    "skipped": record.skipped,
+                }
+                means = {name: float(np.mean([s[name] for s in record.since])) for name in (record.since or [{}])[0]}
+                record.since.clear()
+                record.history.append(line | means)
+                _symptoms(record, trainer.symptoms(means) if means else {})
+                hooks.log(record.history[-1])
+                clock = Clock()
+            regular = record.step % course.checkpoint_every == 0 or record.step == stop
+            if regular or hooks.urgent():
+                hooks.pause(regular)
+                now = time.monotonic()
+                clock.begin += now - last
+                record.seconds, last = record.seconds + now - last, now
 
 
 def _skipped(record: Record, course: Course, e: NonFinite, samples: list[int]) -> None:

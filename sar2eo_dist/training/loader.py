@@ -11,7 +11,7 @@ import functools
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -142,7 +142,7 @@ class Loader:
         """Places in the store of the step's global batch (before any that cannot be read is replaced)."""
         return [sample for _, sample in self._planned(step, 0, 1)]
 
-    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Generator[Batch, None, None]:
         """`at(step, rank, world)` for the steps [start, stop), whose samples `threads` threads make ahead."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         waiting: deque[tuple[Slots, list[Future[list[tuple[_Unread, int | None]]]]]] = deque()

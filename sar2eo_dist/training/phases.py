@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -46,16 +47,15 @@ def origin(plan: Sequence[Phase], step: int, n: int) -> State:
 
 def batches(
     plan: Sequence[Phase], make: Callable[[Phase, State], Loader], n: int, start: int, rank: int, world: int
-) -> Iterator[tuple[int, Phase, Loader, Batch]]:
+) -> Generator[tuple[int, Phase, Loader, Batch], None, None]:
     """(step, its phase, its loader, this rank's part of its batch) from `start` to the end of the plan."""
     for phase in plan:
         if start < phase.stop:
             first = max(start, phase.start)
             loader = make(phase, origin(plan, phase.start, n))
-            for step, batch in zip(
-                range(first, phase.stop), loader.batches(first, phase.stop, rank, world), strict=True
-            ):
-                yield step, phase, loader, batch
+            with closing(loader.batches(first, phase.stop, rank, world)) as parts:
+                for step, batch in zip(range(first, phase.stop), parts, strict=True):
+                    yield step, phase, loader, batch
 
 
 def coarser(batch: Batch, scale: int) -> Batch:

@@ -185,12 +185,14 @@ def naive_step(g, d, adam_g, adam_d, source, target, lambda_feat, lambda_l1):
     fake_loss = sum(mse(s[-1], torch.zeros_like(s[-1])) for s in d_fake)
     adam_g.zero_grad()
     (gan + feat + pixel).backward()
+    norms = [torch.cat([p.grad.flatten() for p in g.parameters()]).norm()]
     adam_g.step()
     adam_d.zero_grad()
     ((real_loss + fake_loss) * 0.5).backward()
+    norms += [torch.cat([p.grad.flatten() for p in d.parameters()]).norm()]
     adam_d.step()
-    names = ("G_GAN", "G_GAN_Feat", "G_L1", "D_real", "D_fake")
-    return {n: v.item() for n, v in zip(names, (gan, feat, pixel, real_loss, fake_loss), strict=True)}
+    names = ("G_GAN", "G_GAN_Feat", "G_L1", "D_real", "D_fake", "grad_norm_G", "grad_norm_D")
+    return {n: v.item() for n, v in zip(names, (gan, feat, pixel, real_loss, fake_loss, *norms), strict=True)}
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])

@@ -120,10 +120,23 @@ def test_training_leaves_bundles_and_curves(main_job: Done) -> None:
             "weights.safetensors",
             "README.md",
             "bundle.json",
-            "history.jsonl",
         }
         lines = (Path(main_job.cfg.run.out) / "train" / role / "history.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(2, steps + 1, 2))
+        journal = main_job.path("train", f"{role} journal")
+        record = json.loads((journal / "record.json").read_text())
+        assert [v["step"] for v in record["validations"]] == list(range(2, steps + 1, 2))
+        assert record["bundle"] == main_job.summaries["train"].outputs[role]
+        info = bundle.read(str(main_job.path("train", role)))
+        assert info.metrics["held_out_mae"] == record["validations"][-1]["mae"]
+        names = {"baseline_mean", "baseline_zero", "baseline_linear"} | ({"translated"} if role == "enhance" else set())
+        assert set(record["baselines"]) == names
+        assert (journal / "events.out.tfevents.sar2eo").stat().st_size > 0
+        with Image.open(journal / "samples" / f"{steps:08d}.png") as grid:
+            assert grid.size == (len(record["columns"]) * 262 - 6, 4 * 262 - 6)
+    translated = json.loads((main_job.path("train", "translate journal") / "record.json").read_text())["validations"][-1]
+    assert record["baselines"]["translated"]["mae"] == pytest.approx(translated["mae"], abs=2e-5)  # the set is int16
+    assert b"Restormer" in main_job.path("train", "page").read_bytes()
 
 
 def test_the_mosaic_is_georeferenced_and_the_same_in_every_form(main_job: Done) -> None:
