@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,20 +21,27 @@ from sar2eo_dist import storage
 from sar2eo_dist.errors import ModelError, NotFound, StorageError, Unavailable
 
 _NAME = re.compile(r"(\d{9})\.pt")
+CRC = 4  # bytes
 AGAIN_S = 15.0  # between two tries to write while the store is down
 
 
 def encode(tree: dict[str, Any]) -> bytes:
-    """Tensors, numbers, strings, lists and dicts as the bytes of one checkpoint."""
+    """Tensors, numbers, strings, lists and dicts as the bytes of one checkpoint: those of torch.save, and their CRC32.
+
+    (torch.load checks none, and would go on from weights with a flipped bit.)
+    """
     sink = io.BytesIO()
     torch.save(tree, sink)
+    sink.write(zlib.crc32(sink.getbuffer()).to_bytes(CRC, "little"))
     return sink.getvalue()
 
 
 def decode(data: bytes, where: str) -> dict[str, Any]:
     """The inverse, on the CPU. Raises ModelError: torn, or a pickle with code in it (refused, never run)."""
     try:
-        tree = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if zlib.crc32(memoryview(data)[:-CRC]) != int.from_bytes(data[-CRC:], "little"):
+            raise ValueError(f"the CRC32 of its {len(data)} bytes does not hold")
+        tree = torch.load(io.BytesIO(memoryview(data)[:-CRC]), map_location="cpu", weights_only=True)
         if not isinstance(tree, dict) or not isinstance(tree.get("step"), int):
             raise TypeError(f"a {type(tree).__name__} without a step")
     except pickle.UnpicklingError as e:
@@ -87,6 +95,7 @@ class Writer:
         self._busy = self._closed = False
         self._failing_since: float | None = None
         self._error: StorageError | None = None
+        self._broken: Exception | None = None
         self.done = -1  # the newest step that is safe
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
@@ -98,9 +107,11 @@ class Writer:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raises Unavailable where nothing could be written for `patience` seconds."""
+        """Raises Unavailable where nothing could be written for `patience` seconds; whatever else went wrong, at once."""
         with self._changed:
-            since, error = self._failing_since, self._error
+            since, error, broken = self._failing_since, self._error, self._broken
+        if broken is not None:
+            raise broken
         if since is not None and error is not None and time.monotonic() - since > self.patience:
             raise Unavailable(
                 self.folder,
@@ -152,11 +163,13 @@ class Writer:
         try:
             storage.put(path(self.folder, step), data)
             publish()
-            last = self.done
             self.done = step
-            for old in steps(self.folder):
-                if old < step and old not in keep and old != last:
+            older = [s for s in steps(self.folder) if s < step]
+            for old in older[:-1]:
+                if old not in keep:
                     storage.delete(path(self.folder, old))
         except StorageError as e:
             return e
+        except Exception as e:  # of `publish`: no second try would help
+            self._broken = e
         return None

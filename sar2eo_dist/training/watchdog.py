@@ -37,6 +37,8 @@ class Watchdog:
             last = self._last
             if last is not None and time.monotonic() - last > self.limit:
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
-                self._tell(f"a step took longer than {self.limit:g} s (train.hang_s): the workers start again")
-                self._end(70)
+                try:
+                    self._tell(f"a step took longer than {self.limit:g} s (train.hang_s): the workers start again")
+                finally:  # whom it tells may be gone too
+                    self._end(70)
                 return

@@ -138,14 +138,12 @@ def training_pairs(size: Size) -> Pairs:
 def held_out(size: Size) -> list[Held]:
     world, dates, found = World(SEED), eo_dates(SEED, REFERENCE_DATES), []
     for n, window in enumerate(places(size)[1]):
-        date, nearest = dates[n % DATES], None
-        for other in sorted(set(dates) - {date}, key=lambda d: (abs((d - date).days), d)):
-            view = world.eo(other, *window)
-            if assess(view.bands, view.qa60, CLEANER).reason == KEPT:
-                nearest = view.bands, view.valid
-                break
+        date = dates[n % DATES]
+        others = sorted(set(dates) - {date}, key=lambda d: (abs((d - date).days), d))
+        views = (world.eo(d, *window) for d in others)
+        clean = ((v.bands, v.valid) for v in views if assess(v.bands, v.qa60, CLEANER).reason == KEPT)
         sar, valid = radar(world, date, window)
-        found.append(Held(sar, world.clear(date, *window), valid, nearest))
+        found.append(Held(sar, world.clear(date, *window), valid, next(clean, None)))
     return found
 
 
@@ -208,9 +206,8 @@ def fitted(name: str, options: Row, read: Read, ranks: Any, steps: int, seed: in
         seed_torch(seed, step)
         losses.append(trainer.step(step, *batch))
     last = losses[-max(1, steps // 20) :]
-    means = {k: float(f"{np.mean([x[k] for x in last]):.4g}") for k in last[0]}
-    seconds = round(time.perf_counter() - begin, 1)
-    return net.eval(), {"steps": steps, "epochs": steps * BATCH / len(ranks), "seconds": seconds, "losses": means}
+    about = {"seconds": round(time.perf_counter() - begin, 1), "steps": steps, "epochs": steps * BATCH / len(ranks)}
+    return net.eval(), about | {"losses": {k: float(np.mean([x[k] for x in last])) for k in last[0]}}
 
 
 def trained(size: Size, seed: int, kind: str, runs: Sequence[str]) -> list[Row]:
@@ -266,20 +263,20 @@ def table(rows: Sequence[Row]) -> str:
 def compared(rows: Sequence[Row], one: str, other: str) -> str:
     """In how many seeds `one` is better than `other`; mean difference and its standard error over places."""
     a, b = ([r for r in rows if r["run"] == run] for run in (one, other))
-    words = []
-    for m in BETTER:
-        won = sum(BETTER[m] * (x["figures"][m] - y["figures"][m]) > 0 for x, y in zip(a, b, strict=True))
-        apart = np.mean([np.subtract(x["images"][m], y["images"][m]) for x, y in zip(a, b, strict=True)], axis=0)
+    words, both = [], list(zip(a, b, strict=True))
+    for m, sign in BETTER.items():
+        won = sum(sign * (x["figures"][m] - y["figures"][m]) > 0 for x, y in both)
+        apart = np.mean([np.subtract(x["images"][m], y["images"][m]) for x, y in both], axis=0)
         error = apart.std(ddof=1) / len(apart) ** 0.5
-        words.append(f"{m} in {won} of {len(a)} seeds ({apart.mean():+.4f} +- {error:.4f} over places)")
+        words.append(f"{m} in {won} of {len(both)} seeds ({apart.mean():+.4f} +- {error:.4f} over places)")
     return f"{one} better than {other}: " + "; ".join(words)
 
 
 def above_trivial(rows: Sequence[Row], run: str) -> str:
     """In how many seeds a run is better than the best trivial predictor, which is another one by each metric."""
-    own, words = [r["figures"] for r in rows if r["run"] == run], []
+    own, words, trivial = [r["figures"] for r in rows if r["run"] == run], [], [r for r in rows if r["run"] in TRIVIAL]
     for m, sign in BETTER.items():
-        best = max((r for r in rows if r["run"] in TRIVIAL), key=lambda r: sign * r["figures"][m])
+        best = max(trivial, key=lambda r: sign * r["figures"][m])
         won = sum(sign * (f[m] - best["figures"][m]) > 0 for f in own)
         words.append(f"{m} in {won} of {len(own)} ({best['run']}, {best['figures'][m]:.4f})")
     return f"{run} better than the best trivial predictor: " + "; ".join(words)
@@ -313,15 +310,14 @@ def main() -> int:
         jobs = sorted(((s, k) for s in seeds for k in kinds), key=lambda j: f"{j[1]}+restormer" not in args.runs)
         coming = [pool.submit(trained, size, s, k, args.runs) for s, k in jobs]
         out.write(json.dumps(about.result()) + "\n")
-        print(json.dumps(about.result()), file=sys.stderr)
         for done in as_completed([trivial, *coming]):
             for found in done.result():
                 out.write(json.dumps(found) + "\n")
-                print(json.dumps({k: v for k, v in found.items() if k != "images"}), file=sys.stderr)
+                print(found["run"], found["seed"], found["figures"], file=sys.stderr)
                 rows.append(found)
     runs = [r for r in KNOWN if r in args.runs]
-    rank = {run: n for n, run in enumerate([*TRIVIAL, *runs, NEAREST])}
-    rows.sort(key=lambda r: (rank[r["run"]], r["seed"] or 0))
+    names = [*TRIVIAL, *runs, NEAREST]
+    rows.sort(key=lambda r: (names.index(r["run"]), r["seed"] or 0))
     print("\n".join([table(rows), "", *claims(rows, runs)]))
     return 0
 

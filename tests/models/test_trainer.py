@@ -106,6 +106,7 @@ RANKS = """
     sys.path.insert(0, {tests!r})
     from test_trainer import LOCAL, batch, trainer, weights
     from sar2eo_dist.errors import NonFinite
+    import torch._dynamo  # DDP wants it: once, before the ways part
     import torch.distributed as dist
     torch.set_num_threads(1)
     rank = 0 if os.fork() else 1
@@ -134,8 +135,7 @@ RANKS = """
         found[name, micro, options is None] = told, weights(made)
     torch.save(found, f"{out}/{{rank}}.pt")
     dist.destroy_process_group()
-    if rank == 0:
-        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+    os._exit(0 if rank else os.waitstatus_to_exitcode(os.wait()[1]))  # not through a second of tidying
 """
 
 

@@ -153,7 +153,9 @@ def test_a_checkpoint_store_that_is_down_is_borne_for_a_while_and_then_a_clean_s
 
     monkeypatch.setattr(storage, "put", down)
     on = board()
-    with pytest.raises(Unavailable, match=r"no checkpoint could be written for 0 s \(train.outage_s\).*the same command"):
+    with pytest.raises(
+        Unavailable, match=r"no checkpoint could be written for 0 s \(train.outage_s\).*the same command"
+    ):
         alone.run(job, on)
     assert isinstance(on.failed.remote(), Unavailable)
     events = on.read.remote()[2]

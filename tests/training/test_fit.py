@@ -164,7 +164,9 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_bounded():
     assert record.events[0]["step"] == 2
     samples = ", ".join(map(str, course(phases(7, [1], [16], [2])).make(PLAN[1], None).samples(1)))
     assert record.events[0]["text"] == f"step 1: x = nan; the step was skipped; its samples in the store: {samples}"
-    with pytest.raises(ModelError, match=r"2 steps were skipped, train.max_skipped allows 1.*lower lr.*step 4: x = nan"):
+    with pytest.raises(
+        ModelError, match=r"2 steps were skipped, train.max_skipped allows 1.*lower lr.*step 4: x = nan"
+    ):
         go(Fake(bad=(1, 4)), max_skipped=1)
     _, lines, _ = go(Fake(bad=(0, 1, 2)))
     assert "x" not in lines[0]
@@ -223,8 +225,10 @@ def test_the_state_of_another_training_is_named():
     tree = state(Training("restormer").trainer, None, Record())
     with pytest.raises(ModelError, match=r"another trainer.*here"):
         restore(tree, Training("pix2pixhd").trainer, None, "here")
+    made = Training("restormer")
     with pytest.raises(ModelError, match=r"another training \(KeyError: 'average'\): here"):
-        made = Training("restormer")
         restore(tree, made.trainer, made.average, "here")
     with pytest.raises(ModelError, match=r"another training.*here"):
-        restore({"step": 1, "trainer": tree["trainer"], "record": {"replaced": {}, "more": 1}}, made.trainer, None, "here")
+        restore(
+            {"step": 1, "trainer": tree["trainer"], "record": {"replaced": {}, "more": 1}}, made.trainer, None, "here"
+        )

@@ -120,8 +120,8 @@ def test_every_sample_is_met_once_an_epoch_and_no_rest_is_dropped():
 def test_other_workers_and_batches_mid_epoch_repeat_and_lose_nothing(n, phases):
     """(steps, share, world) in turn, each going on from the state of the one before."""
     state, met = State(), []
-    for steps, share, world in phases:
-        made = loader(n=n, batch=share * world, seed=1, origin=state)
+    for steps, each, world in phases:
+        made = loader(n=n, batch=each * world, seed=1, origin=state)
         for step in range(state.step, state.step + steps):
             for rank in range(world):
                 met += names(made.at(step, rank, world))

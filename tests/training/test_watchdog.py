@@ -39,7 +39,7 @@ def test_no_beat_is_told_and_ends_the_process_once(capfd):
 
 def test_beats_keep_it_quiet_until_they_stop():
     made = Dog(0.6)
-    for _ in range(20):
+    for _ in range(16):
         time.sleep(0.05)
         made.dog.beat()
     assert made.did == []
@@ -48,9 +48,9 @@ def test_beats_keep_it_quiet_until_they_stop():
 
 
 def test_at_rest_nothing_is_awaited_until_the_next_beat():
-    made = Dog(0.1)
+    made = Dog(0.3)
     made.dog.at_rest()
-    time.sleep(0.4)
+    time.sleep(0.5)
     assert made.did == []
     made.dog.beat()
     assert made.ended()
@@ -58,10 +58,10 @@ def test_at_rest_nothing_is_awaited_until_the_next_beat():
 
 
 def test_stopped_it_says_nothing_and_leaves_no_thread():
-    made = Dog(0.2)
+    made = Dog(0.3)
     made.dog.stop()
     assert made.ended()
-    time.sleep(0.3)
+    time.sleep(0.4)
     assert made.did == []
 
 
