@@ -114,7 +114,9 @@ def start(net: nn.Module, uri: str) -> BundleInfo:
         state = tensors_of(storage.read_bytes(where))
     except (SafetensorError, ValueError) as e:
         raise ModelError(f"weights are truncated or no safetensors ({e}): {where}") from e
-    state = dict(sorted(state.items(), key=lambda item: [(len(part), part) for part in item[0].split(".")]))  # by layers
+    state = dict(
+        sorted(state.items(), key=lambda item: [(len(part), part) for part in item[0].split(".")])
+    )  # by layers
     try:
         inherit(net, state, where)
     except ModelError as e:

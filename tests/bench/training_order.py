@@ -2,9 +2,9 @@
 
     python tests/bench/training_order.py [--seeds 0,1,2] [--workers 2] [--runs NAME,...] [--out FILE] [--quick]
 
-a. pix2pixHD on pairs that the Clean Collector keeps (`cleaned`: profile `recommended`, stages 1 and 2) against all pairs
-   (`uncleaned`: profile `none`); b. + Restormer, trained on what the frozen pix2pixHD makes of its training pairs; c. + L1
-   loss; d. all against trivial predictors. A run is `cleaned` or `uncleaned`, then `+l1`, then `+restormer`.
+a. pix2pixHD on the pairs that the Clean Collector keeps (`cleaned`: profile `recommended`, stages 1 and 2) against all
+(`uncleaned`: profile `none`); b. + Restormer, trained on what the frozen pix2pixHD makes of its training pairs; c. + L1 loss;
+d. all against trivial predictors. A run is named `cleaned` or `uncleaned`, then `+l1`, then `+restormer`.
 
 World: 256 px patches of World(seed=7), one in each cell of a 16 x 14 grid of 1024 px, so that any two are at least 7.6 km
 apart; 160 cells drawn for training with three EO dates each, the other 64 held out with one of these dates each. An EO
@@ -19,9 +19,8 @@ Judged on held-out places from SAR alone against the cloud-free truth of the dat
                                    pixels| of the prediction as a share of the truth's (1: as sharp, 0: flat)
 Figures are means over the held-out images. The networks are `tiny` and trained for minutes: the figures say nothing of
 full ones, and are not comparable with published ones, which come from other data. `nearest date` is no competitor but a
-reference: the EO image of the same place and the nearest other date that the Clean Collector keeps.
-
---out: a JSON object a line, appended as each run ends: the world, then baselines and runs with their figures by image.
+reference: the EO image of the same place and the nearest other date that the Clean Collector keeps. --out: a JSON object
+a line, as each run ends: the world, then baselines and runs with their figures by image.
 """
 
 from __future__ import annotations
@@ -109,11 +108,10 @@ class Held(NamedTuple):
     nearest: tuple[npt.NDArray[np.uint16], Mask] | None
 
 
-def places(size: Size) -> tuple[list[Window], list[Window]]:
-    """Windows for training, and those held out."""
+def places() -> list[Window]:
+    """A window in every cell, shuffled: the first ones are for training, the last ones held out."""
     cells = np.random.default_rng(SEED).permutation(GRID[0] * GRID[1]).tolist()
-    at = [(k // GRID[1] * CELL, k % GRID[1] * CELL, PATCH, PATCH) for k in cells]
-    return at[: size.training], at[len(at) - size.held_out :]
+    return [(k // GRID[1] * CELL, k % GRID[1] * CELL, PATCH, PATCH) for k in cells]
 
 
 def radar(world: World, eo_date: dt.date, window: Window) -> tuple[npt.NDArray[np.int16], Mask]:
@@ -126,7 +124,7 @@ def radar(world: World, eo_date: dt.date, window: Window) -> tuple[npt.NDArray[n
 @functools.cache
 def training_pairs(size: Size) -> Pairs:
     world, found = World(SEED), []
-    for window in places(size)[0]:
+    for window in places()[: size.training]:
         for date in eo_dates(SEED, DATES):
             (sar, valid), view = radar(world, date, window), world.eo(date, *window)
             kept = assess(view.bands, view.qa60, CLEANER).reason == KEPT
@@ -137,7 +135,7 @@ def training_pairs(size: Size) -> Pairs:
 @functools.cache
 def held_out(size: Size) -> list[Held]:
     world, dates, found = World(SEED), eo_dates(SEED, REFERENCE_DATES), []
-    for n, window in enumerate(places(size)[1]):
+    for n, window in enumerate(places()[-size.held_out :]):
         date = dates[n % DATES]
         others = sorted(set(dates) - {date}, key=lambda d: (abs((d - date).days), d))
         views = (world.eo(d, *window) for d in others)
@@ -187,8 +185,8 @@ def baselines(size: Size) -> list[Row]:
         out.append(row(f"mean{name}", None, [figures(flat, h.truth, h.valid) for h in held]))
         lines = (model.predict(radiometry.decode_db(h.sar)[None])[0] for h in held)
         clipped = (np.clip(np.nan_to_num(x), *radiometry.DN_RANGE) for x in lines)
-        each = [figures(x, h.truth, h.valid) for x, h in zip(clipped, held, strict=True)]
-        out.append(row(f"linear{name}", None, each))
+        each = zip(clipped, held, strict=True)
+        out.append(row(f"linear{name}", None, [figures(x, h.truth, h.valid) for x, h in each]))
     out.append(row("zero", None, [figures(np.zeros_like(flat), h.truth, h.valid) for h in held]))
     near = [h.nearest and figures(h.nearest[0], h.truth, h.valid & h.nearest[1]) for h in held]
     return [*out, row(NEAREST, None, near)]
@@ -283,7 +281,6 @@ def above_trivial(rows: Sequence[Row], run: str) -> str:
 
 
 def claims(rows: Sequence[Row], runs: Sequence[str]) -> list[str]:
-    """A line for each claim of which both runs are there, and for each run beside the trivial predictors."""
     asked = [("a", "cleaned", "uncleaned"), ("a", "cleaned+l1", "uncleaned+l1"), ("b", "cleaned+restormer", "cleaned"),
              ("b", "cleaned+l1+restormer", "cleaned+l1"), ("c", "cleaned+l1", "cleaned")]  # fmt: skip
     lines = [f"{c}. {compared(rows, x, y)}" for c, x, y in asked if {x, y} <= set(runs)]
@@ -315,10 +312,9 @@ def main() -> int:
                 out.write(json.dumps(found) + "\n")
                 print(found["run"], found["seed"], found["figures"], file=sys.stderr)
                 rows.append(found)
-    runs = [r for r in KNOWN if r in args.runs]
-    names = [*TRIVIAL, *runs, NEAREST]
+    names = [*TRIVIAL, *(runs := [r for r in KNOWN if r in args.runs]), NEAREST]
     rows.sort(key=lambda r: (names.index(r["run"]), r["seed"] or 0))
-    print("\n".join([table(rows), "", *claims(rows, runs)]))
+    print("\n".join([json.dumps(about.result()), "", table(rows), "", *claims(rows, runs)]))
     return 0
 
 

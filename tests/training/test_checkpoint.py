@@ -220,6 +220,22 @@ def test_one_that_waits_gives_way_to_a_newer_one_and_training_never_waits(writer
     assert len(store.tried) == 2
 
 
+def test_one_that_failed_gives_way_to_what_came_meanwhile(store, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "AGAIN_S", 0.01)
+    writer = Writer(str(tmp_path), 60.0, told.append)
+    store.error = Unavailable
+    store.gate.clear()
+    writer.put(1, of(1), [], nothing)
+    until(lambda: store.tried)
+    writer.put(2, of(2), [], nothing)
+    store.gate.set()
+    until(lambda: len(store.tried) > 2)
+    store.error = None
+    writer.close()
+    assert not any(uri.endswith("1.pt") for uri in store.tried[1:])
+    assert steps(str(tmp_path)) == [2]
+
+
 @pytest.mark.parametrize("error", [Unavailable, StorageFull])
 def test_an_outage_is_told_once_and_when_it_is_over_the_newest_is_written(store, told, tmp_path, error, monkeypatch):
     monkeypatch.setattr(checkpoint, "AGAIN_S", 0.01)
