@@ -59,8 +59,7 @@ def measure(net: nn.Module, held: Held, device: torch.device, rank: int = 0, wor
         for i in held.samples[rank::world]:
             source, truth, valid, _ = held.read(i)
             made: Tensor = net(torch.from_numpy(source)[None].to(device))
-            image = (np.clip(made.float().cpu().numpy(), -1, 1) + np.float32(1)) / np.float32(2)
-            found[i] = _row(image, truth, valid)
+            found[i] = _row((made.float().cpu().numpy() + np.float32(1)) / np.float32(2), truth, valid)
     return found
 
 
@@ -97,9 +96,10 @@ def baselines(held: Held, training: Sequence[int]) -> dict[str, dict[str, float 
 
 
 def _row(image: F32, truth: F32, valid: npt.NDArray[np.bool_]) -> Row:
-    """Metrics of an image (1, C, S, S); NaN where the network's output is not finite."""
-    if not np.isfinite(image).all():
+    """Metrics of an image (1, C, S, S); NaN where it is not finite at a valid pixel."""
+    if not np.isfinite(image[0][:, valid]).all():
         return dict.fromkeys(NAMES, float("nan"))
+    image = np.clip(image, 0, 1)
     return {name: float(v[0]) for name, v in image_metrics(image, truth[None], valid[None], 1.0).items()}
 
 

@@ -89,16 +89,10 @@ def load(uri: str, device: str = "cpu") -> tuple[nn.Module, BundleInfo]:
     info = read(uri)
     where = storage.join(uri, WEIGHTS)
     data = storage.read_bytes(where)
-    if data[:2] == b"PK" or data[:1] == b"\x80":
-        raise ModelError(f"a pickle can run code when it is read: refused, a bundle holds safetensors only: {where}")
-    try:
-        state = tensors_of(data)
-    except (SafetensorError, ValueError) as e:
-        raise ModelError(f"weights are truncated or no safetensors ({len(data)} bytes, {e}): {where}") from e
+    state = _tensors(data, where)
     net = _network(info)
     load_weights(net, state, where)
-    if storage.sha256(data) != info.weights_sha256:
-        raise ModelError(f"weights are not those that {FACTS} describes: sha256 {storage.sha256(data)}: {where}")
+    _same(data, info, where)
     return net.eval().to(device), info
 
 
@@ -110,13 +104,11 @@ def start(net: nn.Module, uri: str) -> BundleInfo:
     """
     info = read(uri)
     where = storage.join(uri, WEIGHTS)
-    try:
-        state = tensors_of(storage.read_bytes(where))
-    except (SafetensorError, ValueError) as e:
-        raise ModelError(f"weights are truncated or no safetensors ({e}): {where}") from e
-    state = dict(
-        sorted(state.items(), key=lambda item: [(len(part), part) for part in item[0].split(".")])
-    )  # by layers
+    data = storage.read_bytes(where)
+    state = _tensors(data, where)
+    _same(data, info, where)
+    layers = sorted(state, key=lambda k: [(len(part), part) for part in k.split(".")])  # the output layer last
+    state = {k: state[k] for k in layers}
     try:
         inherit(net, state, where)
     except ModelError as e:
@@ -176,6 +168,21 @@ def load_official(model: N, path: str, key: str | None = None, prefix: str = "")
 def pieces(uri: str) -> Iterator[bytes]:
     """A weights file piece by piece, for the extractors. Raises NotFound and other storage errors."""
     return storage.chunks(uri)
+
+
+def _tensors(data: bytes, where: str) -> dict[str, torch.Tensor]:
+    if data[:2] == b"PK" or data[:1] == b"\x80":
+        raise ModelError(f"a pickle can run code when it is read: refused, a bundle holds safetensors only: {where}")
+    try:
+        state: dict[str, torch.Tensor] = tensors_of(data)
+    except (SafetensorError, ValueError) as e:
+        raise ModelError(f"weights are truncated or no safetensors ({len(data)} bytes, {e}): {where}") from e
+    return state
+
+
+def _same(data: bytes, info: BundleInfo, where: str) -> None:
+    if storage.sha256(data) != info.weights_sha256:
+        raise ModelError(f"weights are not those that {FACTS} describes: sha256 {storage.sha256(data)}: {where}")
 
 
 def _network(info: BundleInfo) -> nn.Module:

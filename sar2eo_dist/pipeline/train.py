@@ -6,6 +6,7 @@ of the step, so a killed run goes on from its last checkpoint as if nothing had 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -20,6 +21,7 @@ import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sar2eo_dist import shards, storage
 from sar2eo_dist.config import Config
@@ -221,10 +223,14 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
     cpus, gpus = cluster.capacity(cfg)
     most = cfg.resources.workers
     least = cfg.resources.workers_min or most
-    if least > (gpus if gpus >= 1 else cpus):
-        has = f"{gpus:g} GPUs" if gpus >= 1 else f"{cpus:g} CPUs"
+    threads = 1 if gpus >= 1 else job.train.threads
+    if least > (gpus if gpus >= 1 else cpus // threads):
+        has = f"{gpus:g} GPUs" if gpus >= 1 else f"{cpus:g} CPUs for train.threads {threads} each"
         raise ConfigError(f"resources.workers {least}: the cluster has {has}, the job would wait for ever")
-    board = Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # it lives as the driver does
+    board = Board.options(num_cpus=0, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     where = storage.join(root, STAGE, "ray")
     fs, path = storage.filesystem(where)
     trainer = TorchTrainer(
@@ -233,7 +239,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=gpus >= 1,
-            resources_per_worker={"CPU": 1} | ({"GPU": 1} if gpus >= 1 else {}),
+            resources_per_worker={"CPU": threads} | ({"GPU": 1} if gpus >= 1 else {}),
         ),
         run_config=RunConfig(  # Ray keeps next to nothing there: checkpoints are our own
             name=unit.id,
@@ -259,7 +265,8 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
             raise error
     finally:
         ray.kill(board)
-        storage.delete(where)
+        with contextlib.suppress(Sar2EoError):
+            storage.delete(where)
     artifacts, counts, seconds = result
     relative = folder("", unit.id).lstrip("/")
     outputs = tuple(dataclasses.replace(a, path=storage.join(relative, storage.name(a.path))) for a in artifacts)

@@ -45,7 +45,8 @@ def decode(data: bytes, where: str) -> dict[str, Any]:
         if not isinstance(tree, dict) or not isinstance(tree.get("step"), int):
             raise TypeError(f"a {type(tree).__name__} without a step")
     except pickle.UnpicklingError as e:
-        raise ModelError(f"not a plain state of tensors, refused ({e}): {where}") from e
+        text = str(e).strip().partition("\n")[0]  # what follows is advice to run the code
+        raise ModelError(f"not a plain state of tensors, refused ({text}): {where}") from e
     except Exception as e:  # whatever damaged bytes make of an unpickler
         raise ModelError(f"no readable checkpoint ({type(e).__name__}: {e}): {where}") from e
     return tree
@@ -96,7 +97,7 @@ class Writer:
         self._failing_since: float | None = None
         self._error: StorageError | None = None
         self._broken: Exception | None = None
-        self.done = -1  # the newest step that is safe
+        self.done = -1  # the newest step that this writer made safe
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -113,11 +114,10 @@ class Writer:
         if broken is not None:
             raise broken
         if since is not None and error is not None and time.monotonic() - since > self.patience:
-            raise Unavailable(
-                self.folder,
-                f"no checkpoint could be written for {self.patience:.0f} s (train.outage_s), so training stopped; the last "
-                f"safe one is of step {max(self.done, 0)}. When the store is back, the same command goes on. {error}",
-            )
+            safe = f"of step {self.done}" if self.done >= 0 else "the one from which this run went on"
+            text = f"no checkpoint could be written for {self.patience:.0f} s (train.outage_s), so training stopped; the last"
+            more = f"safe one is {safe}. When the store is back, the same command goes on. {error}"
+            raise Unavailable(self.folder, f"{text} {more}")
 
     def close(self) -> None:
         """Wait until what was handed over is safe. Raises as `check` does."""
@@ -125,6 +125,7 @@ class Writer:
             while self._waiting is not None or self._busy:
                 self._changed.wait(0.2)
                 self.check()
+            self.check()
             self._closed = True
             self._changed.notify_all()
 
@@ -157,7 +158,7 @@ class Writer:
                     self._waiting = self._waiting or work  # a newer one takes its place
                 self._changed.notify_all()
                 if error is not None:
-                    self._changed.wait(min(AGAIN_S, self.patience / 4))
+                    self._changed.wait(min(AGAIN_S, max(self.patience / 4, 0.1)))
 
     def _write(self, step: int, data: bytes, keep: frozenset[int], publish: Callable[[], None]) -> StorageError | None:
         try:

@@ -91,12 +91,18 @@ def test_other_bands_are_refused(tmp_path):
     refused(net, uri, "model.1.weight is (4, 3, 7, 7), wanted (4, 2, 7, 7)")
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:100], lambda d: d[:-1], lambda d: b"", lambda d: b"\x80\x04N."])
-def test_what_is_no_safetensors_is_named(tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (lambda d: d[:100], "no safetensors"), (lambda d: d[:-1], "no safetensors"), (lambda d: b"", "no safetensors"),
+        (lambda d: b"\x80\x04N.", "a pickle can run code"), (lambda d: d[:-1] + bytes([d[-1] ^ 1]), "not those that"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_the_bundles_own_are_named(tmp_path, damage, text):
     uri, _ = saved(tmp_path, GLOBAL)
     where = storage.join(uri, bundle.WEIGHTS)
     storage.put(where, damage(storage.read_bytes(where)))
-    refused(build(GLOBAL, 2), uri, "no safetensors", where)
+    refused(build(GLOBAL, 2), uri, text, where)
 
 
 def test_a_bundle_that_is_not_there_or_torn(tmp_path):

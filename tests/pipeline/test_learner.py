@@ -258,7 +258,14 @@ def test_a_hang_is_told_and_kept_by_the_worker_that_starts_again(
 
 
 def test_no_thread_is_left(root: str, alone: Any) -> None:
+    before = set(threading.enumerate())
     (job,) = jobs(root, "train.translate.steps=2")
     alone.run(job)
-    time.sleep(0.1)
-    assert not [t.name for t in threading.enumerate() if t.name in ("checkpoints", "watchdog") or "loader" in t.name]
+    names, limit = ("checkpoints", "watchdog", "loader"), time.monotonic() + 5
+
+    def left() -> list[str]:
+        return [t.name for t in set(threading.enumerate()) - before if t.name.startswith(names)]
+
+    while left() and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert left() == []
