@@ -109,8 +109,8 @@ def shorten(text: str, limit: int) -> str:
 
 def redact(text: str) -> str:
     """Without the secrets that URIs can carry: user:password@ and the query of a signed link."""
-    text = re.sub(r"(\w+://)[^/\s@'\"<>]+@", r"\1***@", text)
-    return re.sub(r"(\w+://[^\s?'\"<>]+)\?[^\s'\"<>]+", r"\1?***", text)
+    text = re.sub(r"((?<!\w)\w+://)[^/\s@'\"<>]+@", r"\1***@", text)
+    return re.sub(r"((?<!\w)\w+://[^\s?'\"<>]+)\?[^\s'\"<>]+", r"\1?***", text)
 
 
 def histogram(values: npt.NDArray[np.float64], mark: float, rows: int = 12, width: int = 40) -> str:

@@ -11,6 +11,7 @@ import textwrap
 
 import pytest
 import torch
+from state_trees import same
 from torch import nn
 
 from sar2eo_dist import models
@@ -48,19 +49,6 @@ def batch(n, seed=0, double=False):
 
 def weights(made):
     return {f"{name}.{k}": v for name, net in made.networks.items() for k, v in net.state_dict().items()}
-
-
-def flat(tree, name=""):
-    if isinstance(tree, dict):
-        return {k: v for key in tree for k, v in flat(tree[key], f"{name}/{key}").items()}
-    if isinstance(tree, list | tuple):
-        return {k: v for i, e in enumerate(tree) for k, v in flat(e, f"{name}/{i}").items()}
-    return {name: tree}
-
-
-def same(a, b):
-    a, b = flat(a), flat(b)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
 
 
 def close(a, b, atol):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from state_trees import same
 
 from sar2eo_dist import models
 from sar2eo_dist.errors import ModelError, NonFinite
@@ -65,20 +66,6 @@ class Training:
     def curve(self):
         timed = {"samples_per_s", "busy", "wait"}
         return [{k: v for k, v in line.items() if k not in timed} for line in self.record.history]
-
-
-def flat(tree, name=""):
-    """All leaves of a state by path."""
-    if isinstance(tree, dict):
-        return {k: v for key in tree for k, v in flat(tree[key], f"{name}/{key}").items()}
-    if isinstance(tree, list | tuple):
-        return {k: v for i, e in enumerate(tree) for k, v in flat(e, f"{name}/{i}").items()}
-    return {name: tree}
-
-
-def same(a, b):
-    a, b = flat(a), flat(b)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
