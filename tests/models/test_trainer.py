@@ -91,7 +91,7 @@ def test_the_forward_pass_holds_no_more_than_a_piece():
 RANKS = """
     import os, sys
     import torch
-    sys.path.insert(0, {tests!r})
+    sys.path[:0] = [{tests!r}, os.path.dirname({tests!r})]
     from test_trainer import LOCAL, batch, trainer, weights
     from sar2eo_dist.errors import NonFinite
     import torch._dynamo  # DDP wants it: once, before the ways part
