@@ -20,7 +20,7 @@ from sar2eo_dist.records import Calibration, Verdict, from_table
 from sar2eo_dist.report.text import redact
 
 STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate")
-ROLES = ("translate", "enhance")
+ROLES = ("coarse", "translate", "enhance")
 
 T = TypeVar("T")
 

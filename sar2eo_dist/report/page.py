@@ -240,7 +240,7 @@ def _training(run: Run, role: str) -> Training | None:
             svg = plots.loss_curve([s for s, _ in points], [v for _, v in points], f"{role}-{name}")
             curves.append(Curve(name, good[0], good[-1], Markup(svg), len(points) - len(good)))  # noqa: S704
     rates = sorted(line["samples_per_s"] for line in lines if text.known(line.get("samples_per_s")))
-    network = run.setting({"translate": "train.translator", "enhance": "train.enhancer"}[role]) or ""
+    network = run.setting("train.enhancer" if role == "enhance" else "train.translator") or ""
     return Training(
         role, str(network), lines[-1]["step"], lines[-1].get("seconds"), rates[len(rates) // 2] if rates else None,
         tuple(curves), int(max((line.get("replaced", 0) for line in lines), default=0)),
