@@ -1,7 +1,9 @@
 """A script: a network is trained by two ranks on two nodes; ranks, the controller, drivers and nodes are killed.
 
 python killed_train.py CONFIG OUT KILLS SEED   prints one JSON line: kills by kind, attempts, whether the weights, the curve
-and the validations are those of an undisturbed run on the same cluster. The cluster lives in a process of its own, which
+and the validations are those of an undisturbed run on the same cluster.
+python killed_train.py CONFIG OUT elastic SEED   takes one node away for good, with resources.workers_min=1, and prints the
+steps, the workers at the end and the events. The cluster lives in a process of its own, which
 every driver joins as `ray job submit` would; only its processes are ever killed.
 """
 
@@ -40,13 +42,14 @@ KINDS = {"rank": "ray::RayTrainWorker", "controller": "ray::TrainController", "d
 
 
 def host(pipe: Connection) -> None:
-    """Hold the cluster: send its address; on "lose" a node dies and another comes; end on "end"."""
+    """Hold the cluster: send its address; on "lose" a node dies, on "replace" another comes too."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 << 20})
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
     pipe.send(cluster.address)
-    while pipe.recv() == "lose":
+    while (said := pipe.recv()) != "end":
         cluster.remove_node(nodes.pop(0), allow_graceful=False)
-        nodes.append(cluster.add_node(num_cpus=1, object_store_memory=100 << 20))
+        if said == "replace":
+            nodes.append(cluster.add_node(num_cpus=1, object_store_memory=100 << 20))
         pipe.send("lost")
     cluster.shutdown()
 
@@ -106,7 +109,7 @@ def main(config: str, out: str, kills: int, seed: int) -> None:
                 os.kill(driver, signal.SIGKILL)
                 killed[kind] += 1
             else:
-                ours.send("lose")
+                ours.send("replace")
                 killed[ours.recv().replace("lost", "node")] += 1
         if os.waitstatus_to_exitcode(ended[1]) == 0:
             break
@@ -116,5 +119,30 @@ def main(config: str, out: str, kills: int, seed: int) -> None:
     print(json.dumps({"killed": killed, "attempts": attempts, "equal": result(job) == result(job_of(calm))}))
 
 
-if __name__ == "__main__":
+def elastic(config: str, out: str) -> None:
+    ours, theirs = Pipe()
+    cluster = child(lambda: host(theirs))
+    cfg = load(config, [f"run.out={out}", f"resources.address={ours.recv()}", "resources.workers_min=1"])
+    job = job_of(cfg)
+    driver = child(lambda: train(cfg, Options()))
+    while not checkpoint.steps(job.checkpoints):
+        time.sleep(0.01)
+    ours.send("lose")
+    ours.recv()
+    code = os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
+    ours.send("end")
+    os.waitpid(cluster, 0)
+    record = json.loads(Path(job.journal, "record.json").read_text())
+    told = {
+        "exit": code,
+        "step": record["history"][-1]["step"],
+        "workers": record["workers"],
+        "events": record["events"],
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__" and sys.argv[3] == "elastic":
+    elastic(sys.argv[1], sys.argv[2])
+elif __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -147,20 +147,31 @@ def test_one_rank_or_two_differ_by_rounding(
     assert told["baselines"] == two["baselines"]
 
 
+def script(pairs: Path, tmp_path: Path, *more: str) -> tuple[dict[str, Any], str]:
+    """What killed_train.py prints, and its seed."""
+    seed, out = str(random.randrange(1 << 30)), elsewhere(pairs, tmp_path / "run")
+    written = tmp_path / "config.yaml"
+    written.write_text(yaml.safe_dump(config_of(out, "train.translate.steps=400").model_dump(mode="json")))
+    program = str(Path(__file__).with_name("killed_train.py"))
+    ran = subprocess.run([sys.executable, program, str(written), out, *more, seed], capture_output=True, text=True)
+    assert ran.returncode == 0, f"seed {seed}: {ran.stderr[-3000:]}"
+    return json.loads(ran.stdout.splitlines()[-1]), seed
+
+
+@LONG
+@pytest.mark.timeout(600)
+def test_an_elastic_training_goes_on_with_fewer_workers(pairs: Path, tmp_path: Path) -> None:
+    told, _ = script(pairs, tmp_path, "elastic")
+    assert (told["exit"], told["step"], told["workers"]) == (0, 400, 1), told
+    assert told["events"][-1]["text"].endswith("with 1 workers")
+
+
 @LONG
 @pytest.mark.timeout(1500)
 def test_kills_on_a_cluster_that_loses_nodes(pairs: Path, tmp_path: Path) -> None:
-    kills, seed = int(os.environ.get("SAR2EO_KILLS", "12")), random.randrange(1 << 30)
-    out = elsewhere(pairs, tmp_path / "run")
+    kills, begin = int(os.environ.get("SAR2EO_KILLS", "12")), time.monotonic()
     elsewhere(pairs, tmp_path / "undisturbed")
-    written = tmp_path / "config.yaml"
-    written.write_text(yaml.safe_dump(config_of(out, "train.translate.steps=400").model_dump(mode="json")))
-    script = str(Path(__file__).with_name("killed_train.py"))
-    begin = time.monotonic()
-    ran = subprocess.run([sys.executable, script, str(written), out, str(kills), str(seed)],
-                         capture_output=True, text=True)  # fmt: skip
-    assert ran.returncode == 0, f"seed {seed}: {ran.stderr[-3000:]}"
-    told = json.loads(ran.stdout.splitlines()[-1])
+    told, seed = script(pairs, tmp_path, str(kills))
     print(f"\n{told['killed']} killed in {time.monotonic() - begin:.0f} s, seed {seed}; {told['attempts']} attempts")
     assert sum(told["killed"].values()) >= kills
     assert told["equal"], f"seed {seed}"
