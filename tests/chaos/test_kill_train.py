@@ -37,7 +37,7 @@ RANK, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 def config_of(root: str, *more: str) -> Config:
     return small_training.config(
         root, f"train.translate.steps={STEPS}", "train.translate.log_every=4", "train.translate.batch=3",
-        "train.translate.crop=64", "train.translate.ema=0.9", "train.validation=2", "resources.workers=2", *more,
+        "train.translate.crop=64", "train.translate.ema=0.9", "train.translate.checkpoint_every=5", "train.validation=2", "resources.workers=2", *more,
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def hunt(folder: str, titles: list[str], over: threading.Event, killed: list[str
     """For each title: wait for a checkpoint newer than that of the last kill, then kill one such process."""
     seen = 0
     for title in titles:
-        wait = seen + random.choice([2, 4, 6])
+        wait = seen + random.choice([5, 10])
         while not over.is_set() and (max(checkpoint.steps(folder), default=0) < wait or not victims(title)):
             time.sleep(0.005)
         if over.is_set():
