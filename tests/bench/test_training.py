@@ -22,10 +22,10 @@ from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.pipeline.train import train
 
 PRESETS = {
-    "translate": "train.translate={options: {preset: tiny}, steps: 100, batch: 8, crop: 128, lr: 1.0e-3, log_every: 10, "
-    "checkpoint_every: 50}",
-    "enhance": "train.enhance={options: {preset: tiny}, steps: 60, batch: 8, crop: 96, lr: 1.0e-3, log_every: 10, "
-    "checkpoint_every: 30}",
+    "translate": "train.translate={options: {preset: tiny}, steps: 50, batch: 8, crop: 128, lr: 1.0e-3, log_every: 5, "
+    "checkpoint_every: 25}",
+    "enhance": "train.enhance={options: {preset: tiny}, steps: 40, batch: 8, crop: 96, lr: 1.0e-3, log_every: 5, "
+    "checkpoint_every: 20}",
 }
 
 
@@ -62,6 +62,7 @@ def rate(record: dict[str, Any]) -> tuple[float, float, float]:
     return tuple(statistics.median(line[k] for line in lines) for k in ("samples_per_s", "wait", "busy"))  # type: ignore[return-value]
 
 
+@pytest.mark.timeout(1500)
 def test_two_workers_against_one(pairs: Path, tmp_path: Path) -> None:
     one = trained(pairs, tmp_path / "one")
     two = trained(pairs, tmp_path / "two", "resources.workers=2")
@@ -71,7 +72,9 @@ def test_two_workers_against_one(pairs: Path, tmp_path: Path) -> None:
         "found = t.trained(Path(sys.argv[1]), Path(sys.argv[2])); print(json.dumps({k: t.rate(v) for k, v in found.items()}))"
     )
     both = [
-        subprocess.Popen([sys.executable, "-c", script, str(pairs), str(tmp_path / f"beside{i}")], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(pairs), str(tmp_path / f"beside{i}")], stdout=subprocess.PIPE
+        )
         for i in range(2)
     ]
     beside = [json.loads(p.communicate()[0].decode().splitlines()[-1]) for p in both]

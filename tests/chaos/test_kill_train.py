@@ -37,7 +37,8 @@ RANK, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 def config_of(root: str, *more: str) -> Config:
     return small_training.config(
         root, f"train.translate.steps={STEPS}", "train.translate.log_every=4", "train.translate.batch=3",
-        "train.translate.crop=64", "train.translate.ema=0.9", "train.translate.checkpoint_every=5", "train.validation=2", "resources.workers=2", *more,
+        "train.translate.crop=64", "train.translate.ema=0.9", "train.translate.checkpoint_every=5",
+        "train.validation=2", "resources.workers=2", *more,
     )  # fmt: skip
 
 
