@@ -75,9 +75,8 @@ class Learner:
         if job.start:
             compatible(bundle.start(self.net, job.start), job)
         self.trainer = self.model.Trainer(self.net, job.stage.options, job.stage.lr, job.plan[-1].stop)
-        self.average = (
-            Average(self.net, job.stage.ema) if job.stage.ema else None
-        )  # a copy: before anything is compiled
+        # a copy of the network: before anything is compiled
+        self.average = Average(self.net, job.stage.ema) if job.stage.ema else None
         if self.average is not None:
             speed.apply(self.average.net, job.speed.precision)
         self.trainer.accelerate(**job.speed.model_dump(), micro=job.stage.micro)
@@ -91,12 +90,13 @@ class Learner:
 
     def run(self) -> None:
         job = self.job
-        if (saved := checkpoint.newest(job.checkpoints)) is not None:
+        if (saved := self._newest()) is not None:
             self.record = restore(saved, self.trainer, self.average, job.checkpoints)
         begun, record = self.record.step, self.record
         record.attempts += 1
         record.started = record.started or now()
-        record.events += ray.get(self.board.told.remote())
+        if self.rank == 0:
+            record.events += ray.get(self.board.told.remote())
         if begun:
             self._tell("resumed", f"from the checkpoint of step {begun}, with {self.world} workers")
         if self.world > 1:
@@ -119,6 +119,15 @@ class Learner:
             self.dog.stop()
             if self.writer is not None:
                 self.writer.abandon()
+
+    def _newest(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from: the same for all ranks, also while a cut-off rank 0 still writes another."""
+        saved = checkpoint.newest(self.job.checkpoints) if self.rank == 0 else None
+        step = self._gathered(saved["step"] if saved else -1)[0]
+        if self.rank and step >= 0:
+            where = checkpoint.path(self.job.checkpoints, step)
+            saved = checkpoint.decode(storage.read_bytes(where), where)
+        return saved
 
     @property
     def kept(self) -> torch.nn.Module:
@@ -200,11 +209,8 @@ class Learner:
     def _finish(self) -> None:
         """Publish the bundle; post what the driver's ledger wants to know."""
         job, record = self.job, self.record
-        there = {
-            *checkpoint.steps(job.checkpoints),
-            record.step,
-        }  # not what a newer one overtook while the store was down
-        best = record.best(there)
+        # what a newer one overtook while the store was down is not there
+        best = record.best({*checkpoint.steps(job.checkpoints), record.step})
         chosen = best["step"] if job.stage.select == "best" and best else record.step
         if chosen != record.step:
             where = checkpoint.path(job.checkpoints, chosen)
