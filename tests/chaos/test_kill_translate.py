@@ -108,8 +108,9 @@ def test_killed_actors_tasks_and_drivers_change_no_byte(
     assert small_mosaic.objects(out) == whole
 
 
+@LONG
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("translators", [pytest.param(2, marks=LONG), 4])  # one is what the killed runs have
+@pytest.mark.parametrize("translators", [2, 4])  # one is what the killed runs have
 def test_the_number_of_translators_changes_no_byte(
     alone: tuple[Config, Summary, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, translators: int
 ) -> None:
