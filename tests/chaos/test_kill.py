@@ -46,7 +46,9 @@ def kill_when(process: subprocess.Popen[bytes], ready: object) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("stage", ["collect", "shard", pytest.param("translate", marks=LONG)])  # its own: test_kill_translate
+@pytest.mark.parametrize(
+    "stage", ["collect", "shard", pytest.param("translate", marks=LONG)]
+)  # its own: test_kill_translate
 def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, stage: str) -> None:
     out = tmp_path / "run"
     before = list(VERB)[: list(VERB).index(stage)]
