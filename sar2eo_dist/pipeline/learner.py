@@ -18,7 +18,7 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import ConfigError, Sar2EoError, Unavailable
+from sar2eo_dist.errors import ConfigError, NotFound, Sar2EoError, Unavailable
 from sar2eo_dist.evaluation.validation import Held, baselines, mean, measure
 from sar2eo_dist.models import bundle, speed, translator
 from sar2eo_dist.pipeline import journal
@@ -126,7 +126,10 @@ class Learner:
         step = self._gathered(saved["step"] if saved else -1)[0]
         if self.rank and step >= 0:
             where = checkpoint.path(self.job.checkpoints, step)
-            saved = checkpoint.decode(storage.read_bytes(where), where)
+            try:
+                saved = checkpoint.decode(storage.read_bytes(where), where)
+            except NotFound as e:  # that other rank 0 deleted it after a newer one: start again
+                raise Unavailable(where, "the checkpoint went while it was read") from e
         return saved
 
     @property
