@@ -30,7 +30,7 @@ demo: $(READY)
 		--set run.out=$(OUT) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

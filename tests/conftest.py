@@ -29,14 +29,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "bench" and not config.getoption("--benchmark") else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """By several processes (pytest -n 2): all that uses Ray in one of them, as it shares one; other files each as a whole."""
-    for item in items:
-        ray = item.get_closest_marker("cluster") or "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cluster" if ray else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     """Networks are tested on one thread: on a busy machine spinning threads cost more than these tiny networks."""
