@@ -20,7 +20,7 @@ from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.records import Unit
 
 pytestmark = pytest.mark.cluster
-LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="test_kill_translate does so too: --benchmark")
+LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="what is killed there has tests of its own: --benchmark")
 ROOT = Path(__file__).resolve().parents[2]
 VERB = {v.__name__: v for v in VERBS}
 
@@ -46,9 +46,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: object) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize(
-    "stage", ["collect", "shard", pytest.param("translate", marks=LONG)]
-)  # its own: test_kill_translate
+@pytest.mark.parametrize("stage", ["shard", *(pytest.param(s, marks=LONG) for s in ("collect", "translate"))])
 def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, stage: str) -> None:
     out = tmp_path / "run"
     before = list(VERB)[: list(VERB).index(stage)]
