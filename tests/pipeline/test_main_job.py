@@ -134,7 +134,9 @@ def test_training_leaves_bundles_and_curves(main_job: Done) -> None:
         assert (journal / "events.out.tfevents.sar2eo").stat().st_size > 0
         with Image.open(journal / "samples" / f"{steps:08d}.png") as grid:
             assert grid.size == (len(record["columns"]) * 262 - 6, 4 * 262 - 6)
-    translated = json.loads((main_job.path("train", "translate journal") / "record.json").read_text())["validations"][-1]
+    translated = json.loads((main_job.path("train", "translate journal") / "record.json").read_text())["validations"][
+        -1
+    ]
     assert record["baselines"]["translated"]["mae"] == pytest.approx(translated["mae"], abs=2e-5)  # the set is int16
     assert b"Restormer" in main_job.path("train", "page").read_bytes()
 
