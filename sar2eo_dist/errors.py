@@ -35,6 +35,10 @@ class Unavailable(StorageError):
     """The store did not answer after all retries; another attempt may succeed."""
 
 
+class NotSaved(Unavailable):
+    """No checkpoint could be written for so long that a training stopped; it goes on from the last one."""
+
+
 class StorageFull(StorageError):
     """There is no room to write: disk full, quota used up, or read-only."""
 

@@ -69,6 +69,8 @@ class Train(Section):
             stage = getattr(self, name)
             if stage and stage.select == "best" and not self.validation:
                 raise ValueError(f"train.{name}.select best wants validation pairs: train.validation is 0")
+        if self.translate.scale > 1 or self.enhance.scale > 1:
+            raise ValueError("scale is of train.coarse alone: what translates a mosaic is trained on its pixels")
         if self.coarse and self.translate.start:
             raise ValueError("train.translate.start and train.coarse are both given: it starts from one of them")
         return self

@@ -25,7 +25,7 @@ from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import cluster, units
 from sar2eo_dist.pipeline.actors import Chain
-from sar2eo_dist.pipeline.shard import present
+from sar2eo_dist.pipeline.shard import present, spread
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.radiometry import decode_db, display, scale_eo, scale_sar, to_uint8
 from sar2eo_dist.reader import PairReader, ranks
@@ -52,7 +52,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
             f"split {cfg.evaluate.split!r} holds {len(chosen)} pairs and 'train' {len(training)}: change evaluate.split, or "
             f"split.cell_degrees ({cfg.split.cell_degrees:g}), split.val ({cfg.split.val:g}) and split.seed of collect"
         )
-    shown = set(_spread(chosen, cfg.evaluate.samples))
+    shown = set(spread(chosen, cfg.evaluate.samples))
     weights = [bundle.digest(bundle.read(b)) for b in bundles]
     whole = digest(sharded["digest"], weights)
     fingerprint = cfg.fingerprint(STAGE)
@@ -67,7 +67,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
         part = cluster.share(cfg.resources.translators, cfg.evaluate.threads, len(todo), *cluster.capacity(cfg))
-        fit = _spread(training, cfg.evaluate.fit)
+        fit = spread(training, cfg.evaluate.fit)
         make = partial(Worker, root, store, bundles, cfg.evaluate.threads, cfg.speed, fit, whole)
         yield from units.run(None, [plan[u.id] for u in todo], attempt, make=make, part=part)
 
@@ -82,13 +82,6 @@ def evaluate(cfg: Config, opts: Options) -> Summary:
     write_summary(cfg, dataclasses.replace(summary, outputs=outputs))
     write_report(root)
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs | {"report": "report.html"}))
-
-
-def _spread(items: Sequence[int], n: int) -> list[int]:
-    """At most n of the items, evenly spaced: the same ones whenever the items are."""
-    if n <= 0:
-        return []
-    return [items[i * len(items) // min(n, len(items))] for i in range(min(n, len(items)))]
 
 
 class Worker:

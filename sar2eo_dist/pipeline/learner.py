@@ -18,7 +18,7 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import ConfigError, NotFound, Sar2EoError, Unavailable
+from sar2eo_dist.errors import ConfigError, NotFound, NotSaved, Sar2EoError, Unavailable
 from sar2eo_dist.evaluation.validation import Held, baselines, mean, measure
 from sar2eo_dist.models import bundle, speed, translator
 from sar2eo_dist.pipeline import journal
@@ -52,7 +52,7 @@ def learn(config: dict[str, Any]) -> None:
         ray.get(board.stop.remote(error))
         raise error from e
     except Sar2EoError as e:
-        if not isinstance(e, Unavailable) or e.uri == config["job"].checkpoints:
+        if isinstance(e, NotSaved) or not isinstance(e, Unavailable):  # an outage may pass
             ray.get(board.stop.remote(e))
         raise
 

@@ -59,7 +59,7 @@ def array(count: int, samples: int) -> shards.ArraySpec:
     return shards.ArraySpec(ARRAY, (count, *size), (samples, *size), (1, *size), "int16", dims, 0, "lz4", about)
 
 
-def plan_of(cfg: Config, root: str, weights: str) -> tuple[PairSet, list[tuple[Unit, int]]]:
+def plan(cfg: Config, root: str, weights: str) -> tuple[PairSet, list[tuple[Unit, int]]]:
     """The set of the pair store that jobs/shard.py left, and its units: one a shard object that is there, with its number.
 
     root: of the run; weights: `bundle.digest` of the translator. Pixels depend on these two, on `speed` and on
@@ -117,9 +117,9 @@ def make(cfg: Config, opts: Options, root: str, uri: str) -> tuple[str, set[int]
     Returns the set's URI and the numbers of the shards that could not be made. Raises TooManyFailures where they are a
     larger share than run.tolerance.
     """
-    made, plan = plan_of(cfg, root, bundle.digest(bundle.read(uri)))
+    made, planned = plan(cfg, root, bundle.digest(bundle.read(uri)))
     write_template(root, made)
-    numbers = {unit.id: (unit, number) for unit, number in plan}
+    numbers = {unit.id: (unit, number) for unit, number in planned}
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
@@ -128,11 +128,11 @@ def make(cfg: Config, opts: Options, root: str, uri: str) -> tuple[str, set[int]
         yield from units.run(None, [numbers[u.id] for u in todo], attempt, make=build, part=part)
 
     whole = dataclasses.replace(opts, limit=0, fresh=False)
-    summary = run_stage(cfg, whole, STAGE, [u for u, _ in plan], execute, "shards", of=1 << 40)
+    summary = run_stage(cfg, whole, STAGE, [u for u, _ in planned], execute, "shards", of=1 << 40)
     lost = {q["unit"]: q["reason"] for q in summary.quarantined}
-    if len(lost) > cfg.run.tolerance * len(plan):
+    if len(lost) > cfg.run.tolerance * len(planned):
         first = next(iter(lost.values()))
-        raise TooManyFailures(f"{len(lost)} of {len(plan)} shards of the enhancement set failed; the first: {first}")
+        raise TooManyFailures(f"{len(lost)} of {len(planned)} shards of the enhancement set failed; the first: {first}")
     return storage.join(root, made.folder), {numbers[uid][1] for uid in lost}
 
 

@@ -99,6 +99,12 @@ def present(sharded: dict[str, Any], ranks: npt.NDArray[np.int64]) -> npt.NDArra
     return found
 
 
+def spread(ranks: Sequence[int] | npt.NDArray[np.int64], n: int) -> list[int]:
+    """At most n of some samples, evenly spaced: the same ones whenever the samples are."""
+    n = min(n, len(ranks))
+    return [int(ranks[i * len(ranks) // n]) for i in range(n)]
+
+
 def canonical(pairs: pa.Table) -> pa.Table:
     """The rows of a pair table that are in a fold, in the order of the store: fold, place, EO key, SAR key, digests."""
     rank = pc.index_in(pairs["split"], pa.array(SPLITS))

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 import ray.train
 import torch
@@ -31,7 +30,7 @@ from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.pipeline import cluster, pairset
 from sar2eo_dist.pipeline.learner import learn
 from sar2eo_dist.pipeline.progress import Board, Watch
-from sar2eo_dist.pipeline.shard import present
+from sar2eo_dist.pipeline.shard import present, spread
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage, write_summary
 from sar2eo_dist.pipeline.training_job import CHANNELS, Job, compatible, versions
 from sar2eo_dist.reader import ranks
@@ -72,7 +71,7 @@ def plan(cfg: Config, root: str, sharded: dict[str, Any]) -> dict[str, tuple[Uni
         job = Job(
             role, model, stage, cfg.train, parts, cfg.scaling, cfg.speed, cfg.cost,
             cfg.resources.loaders or (16 if "://" in store else 2), cfg.resources.prefetch_mb, store, "", start, samples,
-            tuple(_spread(held, cfg.train.validation)), data, f"{root}/{STAGE}/checkpoints/{unit.id[:12]}",
+            tuple(spread(held, cfg.train.validation)), data, f"{root}/{STAGE}/checkpoints/{unit.id[:12]}",
             f"{root}/{journal(unit)}", folder(root, unit.id), versions(),
         )  # fmt: skip
         if given:
@@ -186,12 +185,6 @@ def _roles(cfg: Config) -> list[tuple[str, str, Stage]]:
         ("enhance", cfg.train.enhancer, cfg.train.enhance),
     ]
     return [(role, model, stage) for role, model, stage in roles if stage and model]
-
-
-def _spread(items: npt.NDArray[np.int64], n: int) -> list[int]:
-    """At most n of the items, evenly spaced: the same ones whenever the items are."""
-    n = min(n, len(items))
-    return [int(items[i * len(items) // n]) for i in range(n)]
 
 
 def _with_images(cfg: Config, opts: Options, root: str, job: Job, uri: str) -> Job:

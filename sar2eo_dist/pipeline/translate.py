@@ -60,7 +60,7 @@ def translate(cfg: Config, opts: Options) -> Summary:
         model = confidence.plan(cfg, root, uris, infos, weights) if cfg.translate.confidence else None
         planned = mosaics.plans(cfg, root, refs, uris, weights, confidence.path(model) if model else "")
     targets = patches.plan(cfg, weights) if cfg.data.target else None
-    made, shards = pairset.plan_of(cfg, root, bundle.digest(infos[0])) if cfg.translate.pairs else (None, [])
+    made, shards = pairset.plan(cfg, root, bundle.digest(infos[0])) if cfg.translate.pairs else (None, [])
 
     plan: dict[str, tuple[Unit, Any]] = {u.id: (u, (p, t)) for p in planned for u, t in p.blocks}
     others: dict[str, tuple[Unit, Any]] = {unit.id: (unit, ("pairs", number)) for unit, number in shards}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import ModelError, NotFound, StorageError, Unavailable
+from sar2eo_dist.errors import ModelError, NotFound, NotSaved, StorageError
 
 _NAME = re.compile(r"(\d{9})\.pt")
 CRC = 4  # bytes
@@ -108,7 +108,7 @@ class Writer:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raises Unavailable where nothing could be written for `patience` seconds; whatever else went wrong, at once."""
+        """Raises NotSaved where nothing could be written for `patience` seconds; whatever else went wrong, at once."""
         with self._changed:
             since, error, broken = self._failing_since, self._error, self._broken
         if broken is not None:
@@ -117,7 +117,7 @@ class Writer:
             safe = f"of step {self.done}" if self.done >= 0 else "the one from which this run went on"
             text = f"no checkpoint could be written for {self.patience:.0f} s (train.outage_s), so training stopped; the last"
             more = f"safe one is {safe}. When the store is back, the same command goes on. {error}"
-            raise Unavailable(self.folder, f"{text} {more}")
+            raise NotSaved(self.folder, f"{text} {more}")
 
     def close(self) -> None:
         """Wait until what was handed over is safe. Raises as `check` does."""

@@ -28,8 +28,9 @@ SICK = 3  # lines of the log in a row that show a symptom before it is an event
 class Record:
     """What a checkpoint keeps besides weights and optimisers; JSON values alone.
 
-    step: steps done. since: losses of each step since the last line of `history`. validations, events: see `Event`'s
-    callers. replaced: sample -> why it could not be read. sick: symptom -> lines of the log in a row. seconds: spent.
+    step: steps done. since: losses of each step since the last line of `history`. validations: {"step", metrics, "peak"} of
+    each; baselines: metrics by predictor; both from evaluation.validation. events: as `tell` keeps them. replaced: sample ->
+    why it could not be read. sick: symptom -> lines of the log in a row. seconds: spent.
     """
 
     step: int = 0

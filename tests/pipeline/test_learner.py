@@ -16,7 +16,7 @@ from small_training import alone as alone
 from small_training import board, config, write_pairs
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import ConfigError, Corrupt, ModelError, NotFound, StorageFull, Unavailable
+from sar2eo_dist.errors import ConfigError, Corrupt, ModelError, NotFound, NotSaved, StorageFull, Unavailable
 from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import learner
 from sar2eo_dist.pipeline.stage import read_summary
@@ -157,7 +157,7 @@ def test_a_checkpoint_store_that_is_down_is_borne_for_a_while_and_then_a_clean_s
         Unavailable, match=r"no checkpoint could be written for 0 s \(train.outage_s\).*the same command"
     ):
         alone.run(job, on)
-    assert isinstance(on.failed.remote(), Unavailable)
+    assert isinstance(on.failed.remote(), NotSaved)
     events = on.read.remote()[2]
     assert [e["event"] for e in events] == ["checkpoint_failed"]
     step = on.read.remote()[0]
@@ -220,6 +220,21 @@ def test_an_outage_while_pairs_are_read_is_tried_again(root: str, alone: Any, mo
     monkeypatch.setattr(learner.PairReader, "__call__", gone)
     on = board()
     with pytest.raises(Unavailable):
+        alone.run(job, on)
+    assert on.failed.remote() is None
+
+
+def test_an_outage_while_checkpoints_are_listed_is_tried_again(
+    root: str, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = jobs(root)
+
+    def gone(uri: str) -> Any:
+        raise Unavailable(uri, "no answer")
+
+    monkeypatch.setattr(storage, "list_files", gone)
+    on = board()
+    with pytest.raises(Unavailable, match=job.checkpoints):
         alone.run(job, on)
     assert on.failed.remote() is None
 

@@ -77,7 +77,7 @@ def put_bundle(uri: str, scaling: str) -> str:
 
 
 def planned(root: str, *more: str, weights: str = "w") -> tuple[pairset.PairSet, list[Any]]:
-    return pairset.plan_of(load(overrides=[f"run.out={root}", *more]), root, weights)
+    return pairset.plan(load(overrides=[f"run.out={root}", *more]), root, weights)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     chain = Chain([uri], 1, cfg.speed)
     weights = bundle.digest(bundle.read(uri))
-    made, units = pairset.plan_of(cfg, root, weights)
+    made, units = pairset.plan(cfg, root, weights)
     pairset.write_template(root, made)
     entries = [pairset.write(chain, root, made, unit, n, 3) for unit, n in reversed(units)]
     yield SimpleNamespace(root=root, uri=storage.join(root, made.folder), bundle=uri, chain=chain, weights=weights,

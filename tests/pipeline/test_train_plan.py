@@ -69,7 +69,8 @@ def test_folds_without_a_pair_are_refused(tmp_path: Path) -> None:
     ("more", "text"),
     [
         (["train.translate.crop=300"], "train.translate: crop 300 must be at most a patch of 256 pixels"),
-        (["train.translate.crop=33", "train.translate.scale=2"], "a multiple of scale 2"),
+        ([COARSE, LOCAL, "train.coarse.crop=33"], "train.coarse: crop 33 must be at most a patch of 256 pixels, and a"),
+        (["train.translate.scale=2"], "scale is of train.coarse alone"),
         (["resources.workers=3"], "a batch of 2 leaves some of resources.workers 3 without a sample"),
         (["train.translate.phases=[{length: 1, crop: 32, batch: 2}, {length: 99, crop: 64, batch: 2}]"],
          "6 steps in 2 phases of relative lengths [1.0, 99.0]: one has no step"),

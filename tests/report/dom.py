@@ -73,7 +73,7 @@ def parse(page: bytes) -> Node:
     return parser.stack[0]
 
 
-def safe(page: bytes) -> Node:
+def harmless(page: bytes) -> Node:
     """Parse, and check what every page must keep: no script, no handler, nothing fetched, no id twice."""
     root = parse(page)
     for n in root.walk():
@@ -87,6 +87,13 @@ def safe(page: bytes) -> Node:
     assert "default-src 'none'" in root.one("meta", http_equiv="Content-Security-Policy").attrs["content"]
     ids = [n.attrs["id"] for n in root.walk() if "id" in n.attrs]
     assert len(ids) == len(set(ids))
+    return root
+
+
+def safe(page: bytes) -> Node:
+    """`harmless`, and the report's sections in order, each link of its navigation one of them, at a bearable size."""
+    root = harmless(page)
+    ids = [n.attrs["id"] for n in root.walk() if "id" in n.attrs]
     assert [n.attrs["id"] for n in root.all("section")] == list(SECTIONS)
     assert {n.attrs["href"][1:] for n in root.one("nav").all("a")} <= set(ids)
     assert len(page) < 10_000_000
