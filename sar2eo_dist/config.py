@@ -17,8 +17,6 @@ from sar2eo_dist.sections import (
     CCA,
     Cost,
     Data,
-    Evaluate,
-    Export,
     Mosaic,
     Pairing,
     Run,
@@ -30,6 +28,7 @@ from sar2eo_dist.sections import (
     Synthetic,
     Translate,
 )
+from sar2eo_dist.sections_evaluation import Evaluate, Export, Grade, Study
 from sar2eo_dist.sections_training import Resources, Train
 
 #: stage -> sections whose values change its results (its own inputs' digest covers what stages before it did)
@@ -40,6 +39,7 @@ _AFFECTS: dict[str, tuple[str, ...]] = {
     "train": ("train", "scaling", "speed"),
     "translate": ("mosaic", "translate", "speed"),
     "evaluate": ("evaluate", "speed"),
+    "grade": ("grade",),
     "export": ("export", "scaling"),
 }
 #: values that steer the schedule or the decision taken afterwards, not what a unit writes
@@ -57,7 +57,8 @@ _NEUTRAL: dict[str, set[str]] = {
         "hang_s",
     },
     "translate": {"aoi", "bundles", "max_days", "nearest", "pairs", "quicklook", "slice"},
-    "evaluate": {"slice"},
+    "evaluate": {"slice", "samples", "extremes", "frechet", "truth_days"},
+    "grade": {"mosaics", "days", "slice"},
     "export": {"to", "slice"},
 }  # fmt: skip
 
@@ -78,6 +79,8 @@ class Config(Section):
     mosaic: Mosaic = Mosaic()
     translate: Translate = Translate()
     evaluate: Evaluate = Evaluate()
+    grade: Grade = Grade()
+    study: Study = Study()
     export: Export = Export()
     resources: Resources = Resources()
     cost: Cost = Cost()
@@ -138,7 +141,12 @@ def load(path: str | None = None, overrides: Iterable[str] = ()) -> Config:
         _another_profile(tree, written)
         return Config.model_validate(tree)
     except ValidationError as e:
-        raise ConfigError("\n".join(_explain(err) for err in e.errors())) from None
+        raise ConfigError(explained(e)) from None
+
+
+def explained(e: ValidationError) -> str:
+    """What is wrong, a line each, with the nearest name of an unknown key."""
+    return "\n".join(_explain(err) for err in e.errors())
 
 
 def _another_profile(tree: dict[str, Any], written: dict[str, Any]) -> None:

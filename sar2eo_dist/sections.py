@@ -263,19 +263,3 @@ class Cost(Section):
     put_1000: float = Field(0.0, ge=0, description="of 1,000 PUT requests")
     get_1000: float = Field(0.0, ge=0, description="of 1,000 GET requests")
     gb_month: float = Field(0.0, ge=0, description="of a GB stored for a month")
-
-
-class Evaluate(Section):
-    split: Literal["val", "test", "train"] = "val"
-    samples: int = Field(6, ge=0, description="side-by-side samples in the report")
-    fit: int = Field(512, ge=1, description="training pairs that the linear baseline is fitted on")
-    threads: int = Field(1, ge=1, description="CPU threads of one actor")
-    slice: int = Field(256, ge=1, description="pairs in one unit of work")
-
-
-class Export(Section):
-    """Pairs as image folders, for other people's trainers."""
-
-    to: str = Field("", description="folder or URI to write {split}_A and {split}_B below; empty = below run.out")
-    format: Literal["png", "tiff"] = Field("png", description="png: 8 bit, scaled as `scaling` says; tiff: dB and DN")
-    slice: int = Field(256, ge=1, description="pairs in one unit of work")

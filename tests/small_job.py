@@ -25,7 +25,7 @@ SMALL = [
     "train.translate={options: {preset: tiny}, steps: 6, batch: 2, crop: 64, lr: 1.0e-3, checkpoint_every: 2, log_every: 2}",
     "train.enhance={options: {preset: tiny}, steps: 4, batch: 2, crop: 64, lr: 1.0e-3, checkpoint_every: 2, log_every: 2}",
     "train.validation=4", "translate={window: 128, halo: 64, statistics_window: 256, block: 128, max_days: 40, slice: 8}",
-    "evaluate.slice=4", "evaluate.samples=2",
+    "evaluate.slice=4", "evaluate.samples=2", "evaluate.extremes=1",
     "resources.object_store_mb=200", "resources.translators=1",
 ]  # fmt: skip
 

@@ -46,16 +46,16 @@ SCENES = (
 AREA = (50_200, 30_230, 660, 660)  # of interest, in the same pixels: the nine blocks
 
 
-def bundles(root: str, enhancer: bool = True, **options: Any) -> list[str]:
+def bundles(root: str, enhancer: bool = True, data: str = "random", seed: int = 0, **options: Any) -> list[str]:
     """URIs of a translator and an enhancer of random weights, both `tiny` unless options of the translator differ."""
     made = []
-    for seed, (model, given) in enumerate({"pix2pixhd": options, "restormer": {}}.items()):
+    for n, (model, given) in enumerate({"pix2pixhd": options, "restormer": {}}.items()):
         if model == "restormer" and not enhancer:
             continue
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + n)
         chosen = {"preset": "tiny", **given}
         info = bundle.BundleInfo(
-            model, chosen, 3, 3, load().scaling.model_dump(), "db", "sigma0", S1_BANDS, S2_BANDS, "random", "test", 0
+            model, chosen, 3, 3, load().scaling.model_dump(), "db", "sigma0", S1_BANDS, S2_BANDS, data, "test", 0
         )
         bundle.save(uri := storage.join(root, model), translator(model).build(chosen, 3, 3), info)
         made.append(uri)
@@ -142,12 +142,16 @@ def without_ray() -> Iterator[None]:
         for unit, task in todo:
             yield attempt(unit, partial(work, unit, task))
 
-    def run(work: Any, todo: Sequence[tuple[Unit, Any]], number: int, **_: Any) -> Iterator[Entry | Failure]:
+    def run(
+        work: Any, todo: Sequence[tuple[Unit, Any]], number: int, *, make: Any = None, **_: Any
+    ) -> Iterator[Entry | Failure]:
+        work = work or make()
         for unit, payload in todo:
             yield attempt(unit, partial(work, unit, payload, number))
 
     with (
         mock.patch.object(units, "stream", stream), mock.patch.object(units, "run", run),
         mock.patch.object(cluster, "start"), mock.patch.object(cluster, "nodes", return_value=[(8.0, 0.0)]),
+        mock.patch.object(cluster, "capacity", return_value=(8.0, 0.0)),
     ):  # fmt: skip
         yield

@@ -10,6 +10,7 @@ any number of workers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from sar2eo_dist.errors import ModelError
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-METHODS = ("baseline_mean", "baseline_zero", "baseline_linear")
+Sample = tuple[Array, Array, Array]  # dB (2, H, W), EO (3, H, W) in [0, 1], valid (H, W)
 #: about the middle of VV, VH in dB: sums of offsets from here lose no digits to a mean larger than the spread
 _CENTRE = np.array([-12.0, -18.0])
 
@@ -123,6 +124,32 @@ class LinearFit:
             slope = np.zeros_like(slope)
         offset = mean_y - (mean_x + _CENTRE) @ slope
         return LinearModel(np.vstack([slope, offset]))
+
+
+@dataclass(frozen=True, slots=True)
+class Trivial:
+    """The three of them: band means (3,) in [0, 1], and the linear fit."""
+
+    levels: Floats
+    linear: LinearModel
+
+    def images(self, db: Array) -> dict[str, npt.NDArray[np.float32]]:
+        """Their images (3, H, W) float32 in [0, 1] of a place, dB (2, H, W), by the names that tables use."""
+        shape = (1, len(self.levels), *db.shape[1:])
+        return {
+            "baseline_mean": constant(self.levels, shape)[0],
+            "baseline_zero": np.zeros(shape[1:], np.float32),
+            "baseline_linear": np.clip(self.linear.predict(db[None])[0], 0, 1),
+        }
+
+
+def fit(samples: Iterable[Sample]) -> Trivial:
+    """Fitted on training pairs, one at a time. Raises ModelError where none has a valid pixel."""
+    levels, linear = MeanImage(), LinearFit()
+    for db, truth, valid in samples:
+        levels.add(truth[None], valid[None])
+        linear.add(db[None], truth[None], valid[None])
+    return Trivial(levels.solve(), linear.solve())
 
 
 def _check_sar(sar: Array) -> None:

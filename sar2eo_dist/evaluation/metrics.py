@@ -1,58 +1,76 @@
 """Image metrics of predicted against true optical images, where both have data.
 
-MAE, RMSE and PSNR are over the valid pixels of all bands. SSIM follows Wang et al. 2004 (IEEE TIP 13(4) 600) with the
-usual 11 x 11 Gaussian window (sigma 1.5, K1 0.01, K2 0.03, biased moments), images reflected at their border: the mean
-over bands and valid pixels. On fully valid images that is torchmetrics' figure; scikit-image leaves the outer
-5 pixels of the same map out of the mean. Every image is reduced by itself in float64, so that a figure does not depend
-on the batch, the thread count or the worker that computed it.
+MAE, RMSE and PSNR are over the valid pixels of all bands. SSIM (Wang et al. 2004, IEEE TIP 13(4) 600: 11 x 11 Gaussian
+window, sigma 1.5), MS-SSIM (Wang et al. 2003, five scales) and the spectral angle are torchmetrics'. Every image is
+measured by itself and on one thread, so that a figure does not depend on the batch, the threads or the worker.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from sar2eo_dist.errors import ModelError
+from sar2eo_dist.models import _torchvision
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-NAMES = ("mae", "rmse", "psnr", "ssim")
-#: which way is better: the report's bold and its sentence read it
-LOWER_IS_BETTER = {"mae": True, "rmse": True, "psnr": False, "ssim": False}
+#: what costs little and is defined for every image that is not all gaps: measured while a network trains
+BASIC = ("mae", "rmse", "psnr", "ssim")
+#: all that this file measures, in the order of a page
+NAMES = (*BASIC, "ms_ssim", "sam")
+#: which way is better, of every score of an image: the report's bold and its sentence read it
+LOWER_IS_BETTER = {
+    "mae": True, "rmse": True, "psnr": False, "ssim": False, "ms_ssim": False, "sam": True,
+    "lpips": True, "challenge_mse": True, "challenge_mae": True,
+}  # fmt: skip
 
-SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
-SSIM_K1, SSIM_K2 = 0.01, 0.03
-
-
-def _gaussian() -> Floats:
-    x = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=np.float64)
-    g = np.exp(-0.5 * (x / SSIM_SIGMA) ** 2)
-    return np.asarray(g / g.sum())
-
-
-_WINDOW = _gaussian()
+RADIUS = 5  # of the Gaussian window: 11 x 11, and reflection at the border needs one pixel more than it
+#: least side for MS-SSIM, torchmetrics' own limit: (11 - 1) * (scales - 1)^2 < side, in steps of 16
+MULTISCALE = 11 * 16
 
 
-def image_metrics(pred: Array, true: Array, valid: Array, data_range: float) -> dict[str, Floats]:
-    """MAE, RMSE, PSNR and SSIM of each image.
+def image_metrics(
+    pred: Array, true: Array, valid: Array, data_range: float, names: Sequence[str] = BASIC
+) -> dict[str, Floats]:
+    """Metrics of each image, `names` of NAMES and in their order.
 
     pred, true  (N, C, H, W) float32 or integers, both in the same units: DN (`fixed` scaling) or [0, 1]
     valid       (N, H, W) bool: pixels that count. What the others hold, NaN included, has no influence
-    data_range  span of the possible values in those units (for PSNR and SSIM), > 0
-    Returns {"mae", "rmse" (units of the input), "psnr" (dB; inf where equal), "ssim" (-1..1)}, each (N,) float64. NaN
-    stands for "nothing to measure": all four where an image has no valid pixel, SSIM where a side is under 6 pixels.
-    Raises ModelError: shapes or dtypes that do not fit, data_range <= 0, a valid pixel that is not finite.
+    data_range  span of the possible values in those units (for PSNR, SSIM and MS-SSIM), > 0
+
+    Returns, each (N,) float64, NaN where there is nothing to measure:
+    mae, rmse   units of the input; psnr: dB, inf where equal. NaN: no valid pixel
+    ssim        -1..1, mean over bands and the pixels whose whole window, cut off at the image's border, is valid.
+                NaN: there is none, or a side is under 6 pixels
+    ms_ssim     0..1. It cannot leave pixels out, so NaN: not all are valid, or a side is under 176 pixels
+    sam         radians 0..pi, mean over valid pixels of the angle between both vectors of bands; a pixel that is zero
+                in all bands has no angle and is left out. NaN: no pixel has one, or there is one band
+    Raises ModelError: shapes or dtypes that do not fit, data_range <= 0, a valid pixel that is not finite, another name.
     """
-    _check(pred, true, valid, data_range)
-    rows = [_one(p, t, v, float(data_range)) for p, t, v in zip(pred, true, valid, strict=True)]
-    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(NAMES))
-    return {name: table[:, i].copy() for i, name in enumerate(NAMES)}
+    check(pred, true, valid)
+    if not (np.isfinite(data_range) and data_range > 0):
+        raise ModelError(f"metrics want data_range > 0, not {data_range!r}")
+    if odd := [name for name in names if name not in NAMES]:
+        raise ModelError(f"no image metric {odd[0]!r}, only {', '.join(NAMES)}")
+    out = {name: np.full(len(pred), np.nan) for name in names}
+    with one_thread():
+        for i, mask in enumerate(valid):
+            if mask.any():
+                for name, value in _one(pred[i], true[i], mask, float(data_range), names).items():
+                    out[name][i] = value
+    return out
 
 
-def _check(pred: Array, true: Array, valid: Array, data_range: float) -> None:
+def check(pred: Array, true: Array, valid: Array) -> None:
+    """Raises ModelError unless pred and true are numbers (N, C, H, W), finite where valid, (N, H, W) bool, says so."""
     if pred.ndim != 4 or pred.shape != true.shape or valid.shape != (pred.shape[0], *pred.shape[2:]):
         raise ModelError(
             "metrics want pred and true (N, C, H, W) and valid (N, H, W), "
@@ -60,8 +78,6 @@ def _check(pred: Array, true: Array, valid: Array, data_range: float) -> None:
         )
     if valid.dtype != np.bool_:
         raise ModelError(f"metrics want a bool mask, not {valid.dtype}")
-    if not (np.isfinite(data_range) and data_range > 0):
-        raise ModelError(f"metrics want data_range > 0, not {data_range!r}")
     for name, images in (("pred", pred), ("true", true)):
         if np.issubdtype(images.dtype, np.floating):
             bad = ~np.isfinite(images).all(axis=1) & valid
@@ -73,47 +89,75 @@ def _check(pred: Array, true: Array, valid: Array, data_range: float) -> None:
             raise ModelError(f"metrics want numbers, {name} is {images.dtype}")
 
 
-def _one(pred: Array, true: Array, valid: Array, data_range: float) -> tuple[float, float, float, float]:
-    """The four figures of one image, (C, H, W) and (H, W)."""
-    if not valid.any():
-        return np.nan, np.nan, np.nan, np.nan
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread for a while: its sums are over another order of parts where there are more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _one(pred: Array, true: Array, valid: Array, data_range: float, names: Sequence[str]) -> dict[str, float]:
+    """The figures of one image, (C, H, W) and (H, W), that has a valid pixel."""
     p = np.where(valid, pred, 0).astype(np.float64)
     t = np.where(valid, true, 0).astype(np.float64)
     difference = (p - t)[:, valid]
     mse = float(np.mean(difference * difference))
-    psnr = float(10 * np.log10(data_range**2 / mse)) if mse > 0 else np.inf
-    return float(np.mean(np.abs(difference))), float(np.sqrt(mse)), psnr, _ssim(p, t, valid, data_range)
+    found = {
+        "mae": float(np.mean(np.abs(difference))),
+        "rmse": float(np.sqrt(mse)),
+        "psnr": float(10 * np.log10(data_range**2 / mse)) if mse > 0 else np.inf,
+    }
+    if "ssim" in names:
+        found["ssim"] = _ssim(p, t, valid, data_range)
+    if "ms_ssim" in names:
+        found["ms_ssim"] = _ms_ssim(p, t, valid, data_range)
+    if "sam" in names:
+        found["sam"] = _sam(p, t)
+    return {name: found[name] for name in names}
 
 
 def _ssim(p: Floats, t: Floats, valid: Array, data_range: float) -> float:
-    """Mean SSIM over valid pixels; p and t hold 0 where they are not.
-
-    Each local moment is taken over the valid pixels of its window, weights renormalised to 1, so that the data's edge
-    is not mistaken for structure; on a fully valid image the weights are the plain Gaussian's.
-    """
-    if min(valid.shape) <= SSIM_RADIUS:  # nothing to reflect
+    if min(valid.shape) <= RADIUS:  # too little to reflect
         return np.nan
-    weight: Floats | float = 1.0 if valid.all() else np.where(valid, _smooth(valid.astype(np.float64)), 1.0)
-    c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
-    means = []
-    for a, b in zip(p, t, strict=True):
-        ma, mb = _smooth(a) / weight, _smooth(b) / weight
-        # rounding can leave a flat window's variance a hair below zero
-        va = np.maximum(_smooth(a * a) / weight - ma * ma, 0)
-        vb = np.maximum(_smooth(b * b) / weight - mb * mb, 0)
-        cov = _smooth(a * b) / weight - ma * mb
-        ssim = (2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
-        means.append(float(np.mean(ssim[valid])))
-    return float(np.mean(means))
+    # outside the image counts as valid: what the window reflects there lies within its other half
+    whole = cv2.erode(valid.astype(np.uint8), np.ones((2 * RADIUS + 1, 2 * RADIUS + 1), np.uint8)) > 0
+    if not whole.any():
+        return np.nan
+    _, each = _library().structural_similarity_index_measure(
+        _tensor(p), _tensor(t), data_range=data_range, return_full_image=True
+    )
+    return float(np.mean(each[0].numpy()[:, whole], dtype=np.float64))
 
 
-def _smooth(image: Floats) -> Floats:
-    """Gaussian window over (H, W), reflected at the border. Shifted adds: the same bits on any machine."""
-    for axis in (0, 1):
-        padded = np.pad(image, [(SSIM_RADIUS, SSIM_RADIUS) if i == axis else (0, 0) for i in (0, 1)], mode="reflect")
-        size = image.shape[axis]
-        out = np.zeros(image.shape)
-        for k, w in enumerate(_WINDOW):
-            out += w * (padded[k : k + size] if axis == 0 else padded[:, k : k + size])
-        image = out
-    return image
+def _ms_ssim(p: Floats, t: Floats, valid: Array, data_range: float) -> float:
+    if min(valid.shape) < MULTISCALE or not valid.all():
+        return np.nan
+    return float(
+        _library().multiscale_structural_similarity_index_measure(_tensor(p), _tensor(t), data_range=data_range)
+    )
+
+
+def _sam(p: Floats, t: Floats) -> float:
+    """Of images that hold 0 where they are not valid. float64: the arc cosine makes 5e-4 rad of float32's rounding."""
+    has = p.any(axis=0) & t.any(axis=0)
+    if len(p) < 2 or not has.any():
+        return np.nan
+    a, b = (torch.from_numpy(image[:, has])[None, :, None] for image in (p, t))  # (1, C, 1, pixels)
+    return float(_library().spectral_angle_mapper(a, b, reduction="none").mean())
+
+
+def _tensor(image: Floats) -> torch.Tensor:
+    """(1, C, H, W) float32, bands innermost: the windows are twice as quick so, and float64's 20 times slower."""
+    return torch.from_numpy(image.astype(np.float32))[None].to(memory_format=torch.channels_last)
+
+
+def _library() -> Any:
+    """torchmetrics, which imports torchvision: late, since that takes seconds and few processes measure."""
+    _torchvision.ensure()
+    import torchmetrics.functional.image as library
+
+    return library

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sar2eo_dist.evaluation.baselines import LinearFit, MeanImage, constant
-from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
+from sar2eo_dist.evaluation.baselines import fit
+from sar2eo_dist.evaluation.metrics import BASIC, image_metrics
 from sar2eo_dist.radiometry import ScalingLike, decode_db, scale_counts, scale_eo
 
 F32 = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ def measure(net: nn.Module, held: Held, device: torch.device, rank: int = 0, wor
 def mean(rows: Mapping[int, Row]) -> dict[str, float | None]:
     """Mean of each metric over the samples that have it, in their order; None where none has."""
     out: dict[str, float | None] = {}
-    for name in NAMES:
+    for name in BASIC:
         values = np.array([rows[i][name] for i in sorted(rows)])
         known = values[np.isfinite(values)]
         out[name] = float(known.mean()) if len(known) else None
@@ -76,29 +76,23 @@ def mean(rows: Mapping[int, Row]) -> dict[str, float | None]:
 def baselines(held: Held, training: Sequence[int]) -> dict[str, dict[str, float | None]]:
     """The same metrics of predictors that know no more than averages (see evaluation.baselines), fitted on training
     pairs; for an enhancer also of its source, `translated`."""
-    levels, linear = MeanImage(), LinearFit()
-    for i in training[:: max(1, -(-len(training) // FIT))]:
-        _, truth, valid, db = held.read(i)
-        levels.add(truth[None], valid[None])
-        linear.add(db[None], truth[None], valid[None])
-    bands, model = levels.solve(), linear.solve()
+    shown = (held.read(i) for i in training[:: max(1, -(-len(training) // FIT))])
+    trivial = fit((db, truth, valid) for _, truth, valid, db in shown)
     found: dict[str, dict[int, Row]] = {}
     for i in held.samples:
         source, truth, valid, db = held.read(i)
-        made = {
-            "baseline_mean": constant(bands, (1, *truth.shape)),
-            "baseline_zero": np.zeros_like(truth)[None],
-            "baseline_linear": np.clip(model.predict(db[None]), 0, 1),
-        } | ({} if held.image is None else {"translated": (source[None] + np.float32(1)) / np.float32(2)})
+        made = trivial.images(db)
+        if held.image is not None:
+            made["translated"] = (source + np.float32(1)) / np.float32(2)
         for name, image in made.items():
-            found.setdefault(name, {})[i] = _row(image, truth, valid)
+            found.setdefault(name, {})[i] = _row(image[None], truth, valid)
     return {name: mean(rows) for name, rows in found.items()}
 
 
 def _row(image: F32, truth: F32, valid: npt.NDArray[np.bool_]) -> Row:
     """Metrics of an image (1, C, S, S); NaN where it is not finite at a valid pixel."""
     if not np.isfinite(image[0][:, valid]).all():
-        return dict.fromkeys(NAMES, float("nan"))
+        return dict.fromkeys(BASIC, float("nan"))
     image = np.clip(image, 0, 1)
     return {name: float(v[0]) for name, v in image_metrics(image, truth[None], valid[None], 1.0).items()}
 

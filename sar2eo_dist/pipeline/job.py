@@ -21,7 +21,7 @@ from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, Sar2EoError, TooMan
 from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
-STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "export")
+STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "grade", "study", "export")
 Verb = Callable[[Config, Options], Summary | str]  # what was done, or what was asked for
 #: options of one job alone: job -> option -> how argparse takes it; each is a field of Options
 OWN: dict[str, dict[str, dict[str, Any]]] = {
@@ -34,6 +34,16 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "recalibrate": {
             "action": "store_true",
             "help": "make a new calibration from all scores (the default is to keep the one that is frozen)",
+        },
+    },
+    "evaluate": {
+        "against": {
+            "default": "", "metavar": "RUN",
+            "help": "another run folder that was evaluated: both side by side in evaluate/against.html",
+        },
+        "submission": {
+            "default": "", "metavar": "ZIP",
+            "help": "score this challenge submission against the clear S2 images of data.target's places; nothing else runs",
         },
     },
     "lineage": {
@@ -86,7 +96,7 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             raise ConfigError("--audit looks at what --fresh would do again: give one of them")
         cfg = load(args.config or None, [*multiearth(args.data), *args.set])
         cfg = with_world(cfg)
-        if not opts.dry_run and name != "lineage":
+        if not opts.dry_run and name != "lineage" and not opts.submission:
             keep(cfg)
         for verb in verbs:
             if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
@@ -94,8 +104,9 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             try:
                 summary = verb(cfg, opts)
             except BaseException as e:
-                # a reselect that fails before it publishes leaves what was selected before (archive.unfinished)
-                stands = opts.reselect and not isinstance(e, KeptOutOfBounds)
+                # a reselect that fails before it publishes leaves what was selected before (archive.unfinished); a
+                # submission is none of this run
+                stands = opts.submission or (opts.reselect and not isinstance(e, KeptOutOfBounds))
                 if not opts.dry_run and verb.__name__ in STAGES and not stands:
                     failed(cfg, verb.__name__, e)
                 raise

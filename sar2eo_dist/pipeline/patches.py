@@ -10,12 +10,9 @@ is free; a constant band becomes 0. Which names it expects of the images of one 
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import tempfile
 import time
-import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,25 +22,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rasterio.errors import NotGeoreferencedWarning
-from rasterio.io import MemoryFile
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.evaluation.submission import encode, entry_of, write_zip
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.pipeline.actors import Chain
+from sar2eo_dist.pipeline.near import usable
 from sar2eo_dist.pipeline.stage import read_summary
 from sar2eo_dist.radiometry import to_uint8
-from sar2eo_dist.records import KEPT, PATCH, S1, TileRef, Unit, digest, from_table
+from sar2eo_dist.records import PATCH, S1, TileRef, Unit, digest
 from sar2eo_dist.sources.multiearth_netcdf import Target, list_targets
-from sar2eo_dist.sources.ranged import ranged
 
-ROWS = 1 << 16  # of verdicts that are decoded at a time
 READERS, AHEAD = 16, 64  # threads that fetch images for the zip, and images held at a time
-POINTER = [f.name for f in dataclasses.fields(TileRef)]
 
 #: of patches.parquet: a row an image, and one (rank 0, no SAR) for each target that has no SAR in range
 SCHEMA = pa.schema(
@@ -80,7 +73,7 @@ class Targets:
         """All images to be made, in canonical order."""
         for target, refs in self.chosen:
             for rank, ref in enumerate(refs, 1):
-                yield Image(_name(target, rank), target, rank, ref)
+                yield Image(image_name(target, rank), target, rank, ref)
 
     def slices(self, size: int) -> Iterator[tuple[str, list[Image], str]]:
         """Units of `size` images in canonical order: (key, images, digest of their inputs)."""
@@ -90,7 +83,8 @@ class Targets:
             yield f"patches{at // size:05d}", part, digest(self.weights, [(i.name, i.sar.digest) for i in part])
 
 
-def _name(target: Target, rank: int) -> str:
+def image_name(target: Target, rank: int) -> str:
+    """Name of the image of a target that is made of its rank-th nearest SAR (1 = nearest)."""
     return target.name if rank == 1 else f"{target.name}_{rank}"
 
 
@@ -115,53 +109,14 @@ def fingerprint(cfg: Config) -> str:
 def nearest(verdicts: str, targets: Sequence[Target], max_days: int, k: int) -> list[tuple[TileRef, ...]]:
     """For each target at most k usable SAR acquisitions of its place, nearest in time first, of equally near ones the earlier.
 
-    verdicts: URI of a parquet file of Verdicts. It is read by columns and ROWS rows at a time, twice: for places and dates
-    of the usable SAR, then for the pointers that were chosen; nothing else of it is ever held.
+    verdicts: URI of a parquet file of Verdicts, see `usable`.
     """
-    places = sorted({t.place for t in targets})
-    with ranged(verdicts) as f:
-        file = pq.ParquetFile(f)
-        place, day, row = _usable(file, places)
-        order = np.lexsort((row, day, place))
-        place, day, row = place[order], day[order], row[order]
-        picked: list[list[int]] = []
-        for target in targets:
-            code, wanted = np.searchsorted(places, target.place), target.date.toordinal()
-            first, last = np.searchsorted(place, [code, code + 1])
-            near = first + np.searchsorted(day[first:last], [wanted - max_days, wanted + max_days + 1])
-            distance = np.abs(day[slice(*near)] - wanted)
-            picked.append(row[slice(*near)][np.argsort(distance, kind="stable")[:k]].tolist())
-        refs = _pointers(file, sorted({r for rows in picked for r in rows}))
-    return [tuple(refs[r] for r in rows) for rows in picked]
 
+    def pick(days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        near = np.flatnonzero(np.abs(days) <= max_days)
+        return near[np.argsort(np.abs(days[near]), kind="stable")[:k]]
 
-def _usable(file: pq.ParquetFile, places: list[str]) -> tuple[npt.NDArray[np.int64], ...]:
-    """(index of the place, day as ordinal, row of the file), each (n,) int64, of the usable SAR at some places."""
-    epoch, start, found = np.datetime64(0, "D").item().toordinal(), 0, []
-    for batch in file.iter_batches(ROWS, columns=["sensor", "reason", "place", "date"]):
-        at = pc.index_in(batch["place"], pa.array(places, pa.string()))
-        keep = pc.and_(pc.and_(pc.equal(batch["sensor"], S1), pc.equal(batch["reason"], KEPT)), pc.is_valid(at))
-        rows = np.flatnonzero(keep.to_numpy(zero_copy_only=False))
-        days = batch["date"].cast(pa.int32()).to_numpy(zero_copy_only=False)[rows].astype(np.int64) + epoch
-        found.append((at.take(pa.array(rows)).to_numpy(zero_copy_only=False).astype(np.int64), days, rows + start))
-        start += batch.num_rows
-    return tuple(np.concatenate([part[i] for part in found] or [np.empty(0, np.int64)]) for i in range(3))
-
-
-def _pointers(file: pq.ParquetFile, rows: Sequence[int]) -> dict[int, TileRef]:
-    """row -> pointer, of ascending rows of a file of Verdicts; row groups without any are not read."""
-    refs: dict[int, TileRef] = {}
-    wanted, start = np.array(rows, np.int64), 0
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        if np.searchsorted(wanted, end) > np.searchsorted(wanted, start):
-            for batch in file.iter_batches(ROWS, row_groups=[group], columns=POINTER):
-                here = wanted[slice(*np.searchsorted(wanted, [start, start + batch.num_rows]))]
-                some = pa.Table.from_batches([batch]).take(pa.array(here - start))
-                refs |= zip(here.tolist(), from_table(some, TileRef), strict=True)
-                start += batch.num_rows
-        start = end
-    return refs
+    return usable(verdicts, S1, [(t.place, t.date) for t in targets], pick)
 
 
 def write(chain: Chain, root: str, folder: str, unit: Unit, part: Sequence[Image], attempt: int) -> Entry:
@@ -176,22 +131,12 @@ def write(chain: Chain, root: str, folder: str, unit: Unit, part: Sequence[Image
         if not isinstance(db, np.ndarray):
             raise TypeError(f"{image.sar.key} is no SAR")
         size += db.nbytes
-        outputs.append(storage.publish(root, _path(folder, image.name), _tiff(to_uint8(chain(db)[-1]))))
+        outputs.append(storage.publish(root, _path(folder, image.name), encode(to_uint8(chain(db)[-1]))))
     return Entry(unit, tuple(outputs), time.time() - begin, size, attempt, {"patches": len(part)})
 
 
 def _path(folder: str, name: str) -> str:
-    return f"{folder}/translation/{name}.tiff"
-
-
-def _tiff(rgb: npt.NDArray[np.uint8]) -> bytes:
-    profile: dict[str, Any] = {"driver": "GTiff", "count": 3, "dtype": "uint8", "photometric": "RGB"}
-    with warnings.catch_warnings(), MemoryFile() as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the challenge's images have no place
-        with memory.open(height=rgb.shape[1], width=rgb.shape[2], compress="deflate", **profile) as out:
-            out.write(rgb)
-        data: bytes = memory.read()
-    return data
+    return f"{folder}/{entry_of(name)}"
 
 
 def publish(root: str, targets: Targets, made: set[str]) -> dict[str, str]:
@@ -206,7 +151,7 @@ def publish(root: str, targets: Targets, made: set[str]) -> dict[str, str]:
         if not refs:
             rows.append(base | {"name": target.name, "rank": 0, "sar_key": "", "status": "no SAR in range"})
         for rank, ref in enumerate(refs, 1):
-            name = _name(target, rank)
+            name = image_name(target, rank)
             about = {"name": name, "rank": rank, "sar_key": ref.key, "days": (target.date - ref.date).days}
             rows.append(base | about | {"status": "translated" if name in made else "not done"})
     sink = io.BytesIO()
@@ -227,7 +172,7 @@ def submission(targets: Targets, made: set[str]) -> list[tuple[str, str]]:
     """
     entries = []
     for target, refs in targets.chosen:
-        names = [_name(target, rank) for rank in range(1, targets.nearest + 1)]
+        names = [image_name(target, rank) for rank in range(1, targets.nearest + 1)]
         best = next((name for name in names[: len(refs)] if name in made), "")
         entries += [(name, name if name in made else best) for name in names]
     return sorted(entries)
@@ -235,20 +180,18 @@ def submission(targets: Targets, made: set[str]) -> list[tuple[str, str]]:
 
 def _zip(root: str, path: str, targets: Targets, made: set[str]) -> None:
     """Stream the submission through a temporary file: the same bytes for the same images, AHEAD of them held at a time."""
-    black = _tiff(np.zeros((3, PATCH, PATCH), np.uint8))
+    black = encode(np.zeros((3, PATCH, PATCH), np.uint8))
     entries = submission(targets, made)
 
     def read(entry: tuple[str, str]) -> bytes:
         return storage.read_bytes(storage.join(root, _path(targets.folder, entry[1]))) if entry[1] else black
 
-    with tempfile.TemporaryDirectory() as work:
-        local = Path(work, "submission.zip")
-        with zipfile.ZipFile(local, "w") as out, ThreadPoolExecutor(READERS) as pool:
-            for at in range(0, len(entries), AHEAD):
-                some = entries[at : at + AHEAD]
-                for (name, _), data in zip(some, pool.map(read, some), strict=True):
-                    # stored, for the images are compressed; of a ZipInfo the date is 1980, and the system is said here
-                    info = zipfile.ZipInfo(f"translation/{name}.tiff")
-                    info.create_system, info.external_attr = 3, 0o644 << 16
-                    out.writestr(info, data)
-        storage.put_file(storage.join(root, path), str(local))
+    def images(pool: ThreadPoolExecutor) -> Iterator[tuple[str, bytes]]:
+        for at in range(0, len(entries), AHEAD):
+            some = entries[at : at + AHEAD]
+            yield from zip((name for name, _ in some), pool.map(read, some), strict=True)
+
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(READERS) as pool:
+        local = str(Path(work, "submission.zip"))
+        write_zip(local, images(pool))
+        storage.put_file(storage.join(root, path), local)

@@ -22,6 +22,7 @@ from sar2eo_dist.pipeline.mosaics import Plan
 from sar2eo_dist.pipeline.stage import Failure
 from sar2eo_dist.radiometry import scale_sar, to_uint8, validity
 from sar2eo_dist.records import SceneRef, Unit, digest
+from sar2eo_dist.report.images import ERROR_WHITE
 from sar2eo_dist.sources import composite
 
 REFRESH_S = 30.0  # between two quick-looks of a run, at least; and at most a twentieth of the time goes into them
@@ -58,10 +59,7 @@ def watched(cfg: Config, plan: Plan, results: Iterable[Entry | Failure]) -> Iter
 
 def quicklook(cfg: Config, plan: Plan, blocks: list[Block]) -> str:
     """Publish the quick-look of some blocks; its path."""
-    f, all_of = plan.frame, [plan.frame.grid.at(t.row, t.col) for _, t in plan.blocks]
-    top, left = min(b.y for b in all_of), min(b.x for b in all_of)
-    height = max(b.y + b.height for b in all_of) - top
-    width = max(b.x + b.width for b in all_of) - left
+    f, (top, left, height, width) = plan.frame, _extent(plan)
 
     def look(b: Block) -> tuple[int, int, npt.NDArray[np.uint8]]:
         uri = storage.join(f.root, f.look_of(b))
@@ -73,6 +71,13 @@ def quicklook(cfg: Config, plan: Plan, blocks: list[Block]) -> str:
         data = publish.quicklook(_some(pool, look, blocks), *size, bright=True)
     storage.put(storage.join(f.root, path), data)
     return path
+
+
+def _extent(plan: Plan) -> tuple[int, int, int, int]:
+    """First row and column, height and width of all blocks of the plan, done or not, in pixels."""
+    all_of = [plan.frame.grid.at(t.row, t.col) for _, t in plan.blocks]
+    top, left = min(b.y for b in all_of), min(b.x for b in all_of)
+    return top, left, max(b.y + b.height for b in all_of) - top, max(b.x + b.width for b in all_of) - left
 
 
 def _some(
@@ -119,6 +124,9 @@ def _made(cfg: Config, plan: Plan, there: list[tuple[Unit, Task, Block]], first:
     if max(f.grid.height, f.grid.width) <= RADAR:
         out["sar_quicklook"] = f"{f.folder}/sar_quicklook.png"
         storage.put(storage.join(f.root, out["sar_quicklook"]), _radar(cfg, f.grid, plan.refs))
+    if f.layout.error and max(_extent(plan)[2:]) <= RADAR:
+        out["error_quicklook"] = f"{f.folder}/error_quicklook.png"
+        storage.put(storage.join(f.root, out["error_quicklook"]), error_quicklook(cfg, plan, blocks))
     if cfg.data.truth and first:
         out["truth_quicklook"] = f"{f.folder}/truth_quicklook.png"
         data = publish.raster_quicklook(storage.absolute(cfg.data.truth), cfg.translate.quicklook, bright=True)
@@ -143,6 +151,23 @@ def _collection(plan: Plan, there: list[tuple[Unit, Task, Block]]) -> bytes:
     about = "Optical images translated from Sentinel-1 radar: what a network expects to be there, not an observation."
     name = storage.name(f.folder)
     return stac.collection(name, f"Mosaic {f.grid.name}", f"{about} {ATTRIBUTION}.", items, "other", assets=whole)
+
+
+def error_quicklook(cfg: Config, plan: Plan, blocks: list[Block]) -> bytes:
+    """The confidence band of some blocks as PNG, pixel for pixel on the quick-look: grey 0 to 255 is 0 to ERROR_WHITE DN
+    of typical error, no data is transparent."""
+    f, (top, left, height, width) = plan.frame, _extent(plan)
+
+    def looks() -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+        for b in blocks:
+            pixels = store.read_block(storage.join(f.root, f.store), f.layout, 0, b.row, b.col)
+            if pixels is None or pixels.error is None:
+                continue
+            grey = np.minimum(pixels.error, ERROR_WHITE) * np.uint16(publish.DN_MAX // ERROR_WHITE)  # a look's white
+            small = publish.look(np.stack([grey] * 3), pixels.valid, f.look)
+            yield (b.y - top) // f.look, (b.x - left) // f.look, small
+
+    return publish.quicklook(looks(), -(-height // f.look), -(-width // f.look), cfg.translate.quicklook)
 
 
 def _radar(cfg: Config, grid: Grid, refs: list[SceneRef]) -> bytes:

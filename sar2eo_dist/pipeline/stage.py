@@ -40,6 +40,7 @@ class Options:
     limit: at most so many units (0 = all); audit: share of the finished units whose outputs are hashed again (0 = none);
     of collect alone: reselect: choose again from the stored archive, recalibrate: make a new calibration;
     of reference alone: candidates: show so many tiles of the archive instead of building the set;
+    of evaluate alone: against: another run folder to compare with; submission: a challenge zip to score;
     of lineage alone: at ("lon,lat") or pixel ("row,col"), mosaic (folder), remake: make the block again and compare.
     """
 
@@ -51,6 +52,8 @@ class Options:
     reselect: bool = False
     recalibrate: bool = False
     candidates: int = 0
+    against: str = ""
+    submission: str = ""
     at: str = ""
     pixel: str = ""
     mosaic: str = ""

@@ -11,20 +11,30 @@ from sar2eo_dist.records import KEPT, REASONS, Verdict
 from sar2eo_dist.report import facts
 from sar2eo_dist.report.images import Album, Picture
 from sar2eo_dist.report.load import Run, as_number, verdicts_of
+from sar2eo_dist.report.measures import REFERENCE
 from sar2eo_dist.report.text import day_gap, known, number, percent, redact
 
 EACH = 6  # tiles shown for a reason
-LABELS = {"sar": "SAR", "translated": "Translated", "enhanced": "Enhanced", "true": "True"}
+LABELS = {
+    "sar": "SAR", "translated": "Translated", "enhanced": "Enhanced", "true": "True", "nearest_date": "Nearest clear date",
+}  # fmt: skip
+#: why a sample is shown -> what the page calls it
+WHY = {
+    "spread": "Evenly spaced over the split", "worst": "Worst, by MAE of the last network",
+    "best": "Best, by MAE of the last network",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One tile: picture (or why there is none), its key, its day, and what was measured that decided."""
+    """One tile: picture (or why there is none), its key, its day, what was measured that decided, and, where stage 3
+    judged it, its score."""
 
     key: str
     date: str
     measured: str
     picture: Picture
+    score: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class Group:
 class Shown:
     """One image of a sample; mae None where there is none to give; best among the models' images."""
 
+    name: str
     label: str
     picture: Picture
     mae: float | None
@@ -77,7 +88,8 @@ def _thumb(album: Album, v: Verdict) -> Thumb:
         picture = Picture(missing=redact(v.detail or v.reason))
     else:
         picture = album.tile(v.ref)
-    return Thumb(v.key, str(v.date), _measured(v), picture)
+    score = v.score if v.reason in (KEPT, "frechet") and math.isfinite(v.score) else None
+    return Thumb(v.key, str(v.date), _measured(v), picture, score)
 
 
 def _measured(v: Verdict) -> str:
@@ -115,24 +127,30 @@ def _limit(run: Run, reason: str) -> str:
     return f"{label} {number(value)}" if value is not None else ""
 
 
-def samples(run: Run, album: Album) -> list[Sample]:
-    """Side-by-side images as `evaluate` chose them, in the fixed order SAR, translated, enhanced, true."""
-    out = []
+def samples(run: Run, album: Album) -> list[tuple[str, list[Sample]]]:
+    """(why, side-by-side images as `evaluate` chose them), in the order of LABELS and of WHY; best: of the networks' MAE.
+
+    What is of an older run says no reason: those are spread.
+    """
+    by_why: dict[str, list[Sample]] = {}
     for item in run.samples:
         errors: Any = item.get("mae")
         mae = {k: as_number(v) for k, v in errors.items()} if isinstance(errors, dict) else {}
         names: list[str] = [n for n in LABELS if n in item["images"]] + sorted(set(item["images"]) - set(LABELS))
-        figures = [m for n in names if (m := mae.get(n)) is not None and known(m)]
-        best = min(figures) if len(figures) > 1 else None
+        rivals = {n: m for n in names if n != REFERENCE and (m := mae.get(n)) is not None and known(m)}
+        best = min(rivals.values()) if len(rivals) > 1 else None
         images = tuple(
             Shown(
+                name=n,
                 label=LABELS.get(n, n),
-                picture=album.file(str(item["images"][n]), 256, 90),
+                picture=album.file(str(item["images"][n]), 256, 84),
                 mae=mae.get(n),
-                best=best is not None and mae.get(n) == best,
+                best=n in rivals and rivals[n] == best,
             )
             for n in names
         )
         gap = day_gap(as_number(item.get("days")))
-        out.append(Sample(str(item.get("sar_key", "")), str(item.get("eo_key", "")), gap, images))
-    return out
+        sample = Sample(str(item.get("sar_key", "")), str(item.get("eo_key", "")), gap, images)
+        by_why.setdefault(str(item.get("why") or "spread"), []).append(sample)
+    order = [*WHY, *sorted(set(by_why) - set(WHY))]
+    return [(w, by_why[w]) for w in order if w in by_why]

@@ -1,13 +1,11 @@
-"""The numbers of the page: counts by reason, scores, day differences, the metrics table. Values in, values out."""
+"""The numbers of the page: counts by reason, scores, day differences, the yield. Values in, values out."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +14,13 @@ import pyarrow.compute as pc
 
 from sar2eo_dist.records import KEPT, REASONS, S2
 from sar2eo_dist.report.load import STAGES, Run, as_number
-from sar2eo_dist.report.text import count, known, number, percent, span
+from sar2eo_dist.report.text import count, percent, span
 
 SENSORS = {"s2": "Sentinel-2 (optical)", "s1": "Sentinel-1 (radar)"}
 RELEASED_DAYS = 6  # pairing.mode=released takes differences below 7 days
 TOLERANCES = (0, 1, 3, 7, 14, 30, 60, 90)  # days of which the page gives the numbers
 SPLITS = ("train", "val", "test", "guard")
-METRICS = ("mae", "rmse", "psnr", "ssim")
+METRICS = ("mae", "rmse", "psnr", "ssim")  # of a validation during training
 DN_SPAN = 3000  # of the fixed scaling: DN 0..3000 is 0..1
 HIGHER = frozenset({"psnr", "ssim"})
 METHODS = {
@@ -31,6 +29,7 @@ METHODS = {
     "baseline_linear": "Baseline: linear fit to VV, VH",
     "baseline_mean": "Baseline: mean image",
     "baseline_zero": "Baseline: all zero",
+    "nearest_date": "Nearest other clear date",
 }
 
 
@@ -56,36 +55,6 @@ class Intake:
     listed: int
     kept: int
     dropped: tuple[Reason, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One metric of one method: mean and median over `n` pairs, best of its table by the mean."""
-
-    mean: float
-    median: float
-    n: int
-    best: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    method: str
-    label: str
-    baseline: bool
-    n: int
-    cells: dict[str, Cell]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The metrics of one split. verdict: what they say, in a sentence; uneven: methods cover different pairs."""
-
-    split: str
-    pairs: int
-    rows: tuple[Row, ...]
-    verdict: str
-    uneven: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +92,10 @@ def overall(run: Run) -> str:
 
 
 def expected(run: Run) -> list[str]:
-    """The verbs of this run in order; the synthetic world is made only where the config asks for it."""
-    return [s for s in STAGES if s != "synthesise" or s in run.stages or run.setting("synthetic.enabled") is True]
+    """The verbs of this run in order; the synthetic world is made only where the config asks for it, and grading is a
+    study of its own that not every run has."""
+    asked = {"synthesise": run.setting("synthetic.enabled") is True, "grade": False}
+    return [s for s in STAGES if asked.get(s, True) or s in run.stages]
 
 
 def intake(run: Run) -> list[Intake]:
@@ -226,73 +197,8 @@ def tolerance(run: Run) -> Tolerance | None:
 
 
 def scale(run: Run) -> float | None:
-    """DN that 1.0 of MAE and RMSE stands for: 3000 with the fixed scaling of EO, None with an image's own range."""
+    """DN that 1.0 of MAE and RMSE stands for, as the scores say, else the config: 3000 with the fixed scaling of EO, None
+    with an image's own range."""
+    if "dn" in run.scores:
+        return as_number(run.scores["dn"])
     return float(DN_SPAN) if run.setting("scaling.eo") == "fixed" else None
-
-
-def tables(run: Run) -> list[Table]:
-    """One table a split, models first, then baselines."""
-    if run.metrics is None:
-        return []
-    columns = {name: run.metrics[name].to_pylist() for name in ("split", "method", "sar_key", "eo_key")}
-    values = {m: np.asarray(run.metrics[m].to_numpy(zero_copy_only=False), np.float64) for m in METRICS}
-    rows = list(zip(*columns.values(), strict=True))
-    order = {s: i for i, s in enumerate(("val", "test", "train"))}
-    splits = sorted({r[0] for r in rows}, key=lambda s: (order.get(s, len(order)), s))
-    return [_table(run, split, rows, values) for split in splits]
-
-
-def _table(run: Run, split: str, rows: list[tuple[Any, ...]], values: dict[str, npt.NDArray[np.float64]]) -> Table:
-    index: dict[str, list[int]] = {}
-    pairs: dict[str, set[tuple[str, str]]] = {}
-    for i, (s, method, sar, eo) in enumerate(rows):
-        if s == split:
-            index.setdefault(method, []).append(i)
-            pairs.setdefault(method, set()).add((sar, eo))
-    names = [m for m in METHODS if m in index] + sorted(m for m in index if m not in METHODS)
-    cells = {m: {k: _cell(values[k][index[m]]) for k in METRICS} for m in names}
-    for k in METRICS:
-        sign = -1 if k in HIGHER else 1
-        ranked = [m for m in names if known(cells[m][k].mean)]
-        best = min((sign * cells[m][k].mean for m in ranked), default=math.nan)
-        for m in ranked:
-            c = cells[m][k]
-            cells[m][k] = Cell(c.mean, c.median, c.n, sign * c.mean == best)
-    made = tuple(Row(m, _label(run, m), m.startswith("baseline_"), len(index[m]), cells[m]) for m in names)
-    everything = set(itertools.chain.from_iterable(pairs.values()))
-    short = any(c.n < len(everything) for r in made for k, c in r.cells.items() if k != "ssim")
-    return Table(split, len(everything), made, _verdict(made, scale(run)), short)
-
-
-def _cell(values: npt.NDArray[np.float64]) -> Cell:
-    """NaN (nothing to measure) is left out and `n` says so; infinity (a perfect PSNR) stays."""
-    v = values[~np.isnan(values)]
-    if not v.size:
-        return Cell(math.nan, math.nan, 0, False)
-    return Cell(float(np.mean(v)), float(np.median(v)), int(v.size), False)
-
-
-def _label(run: Run, method: str) -> str:
-    network = {"translated": run.setting("train.translator"), "enhanced": run.setting("train.enhancer")}.get(method)
-    label = METHODS.get(method, method)
-    return f"{label} ({network})" if network else label
-
-
-def _verdict(rows: tuple[Row, ...], dn: float | None) -> str:
-    """Does the best model beat the best trivial predictor? Said either way."""
-    measured = [r for r in rows if known(r.cells["mae"].mean)]
-    models, trivial = [r for r in measured if not r.baseline], [r for r in measured if r.baseline]
-    if not models or not trivial:
-        return ""
-    model = min(models, key=lambda r: r.cells["mae"].mean)
-    base = min(trivial, key=lambda r: r.cells["mae"].mean)
-    a, b = model.cells["mae"].mean, base.cells["mae"].mean
-    name = base.label.removeprefix("Baseline: ")
-    text = f"{model.label}: mean MAE {number(a)}" + (f" ({number(a * dn)} DN)" if dn else "")
-    against = f"the best baseline ({name}, {number(b)})"
-    if a < b:
-        return f"{text}, {percent(1 - a / b)} below {against}."
-    if a == b:
-        return f"{text}, the same as {against}: nothing is gained over it."
-    more = f"{percent(a / b - 1)} above" if b > 0 else "above"
-    return f"{text}, {more} {against}: by this measure the model knows no more than a trivial predictor."

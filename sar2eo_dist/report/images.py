@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from sar2eo_dist.report.load import part
 from sar2eo_dist.report.text import redact
 
 DN_RANGE = (0, 3000)  # display range of B4, B3, B2; the same for every tile, so that brightness can be compared
+ERROR_WHITE = 500  # DN of typical error that 255 of an error quick-look stands for
 BUDGET = 7_000_000  # bytes of data URIs in one page; what is over is named, not shown
 
 
@@ -37,6 +39,11 @@ def stretch(bands: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high = DN_RANGE
     share = (bands.astype(np.float32) - low) / (high - low)
     return display(np.round(255 * np.clip(np.nan_to_num(share), 0, 1)).astype(np.uint8)).transpose(1, 2, 0)
+
+
+def brightened(image: Image.Image) -> Image.Image:
+    """A picture that holds data (DN 0..3000 as 0..255), shown as the other pictures are."""
+    return Image.fromarray(display(np.asarray(image.convert("RGB"))))
 
 
 @dataclass(slots=True)
@@ -63,18 +70,17 @@ class Album:
             return Picture(missing=redact(f"{type(e).__name__}: {e}"))
         return self._embed(Image.fromarray(pixels), side, 80)
 
-    def file(self, path: str, side: int = 1024, quality: int = 88, bright: bool = False) -> Picture:
+    def file(
+        self, path: str, side: int = 1024, quality: int = 88, see: Callable[[Image.Image], Image.Image] | None = None
+    ) -> Picture:
         """A picture file of the run folder (path relative to it), made no larger than `side` pixels.
 
-        bright: it holds data (DN 0..3000 as 0..255), so show it as the other pictures are shown.
+        see: what to show of it, where that is not the picture itself.
         """
         try:
             with Image.open(io.BytesIO(storage.read_bytes(part(self.run, path)))) as opened:
                 opened.load()
-                image: Image.Image = opened
-                if bright:
-                    image = Image.fromarray(display(np.asarray(image.convert("RGB"))))
-                return self._embed(image, side, quality)
+                return self._embed(see(opened) if see else opened, side, quality)
         except Sar2EoError as e:
             return Picture(missing=redact(f"{type(e).__name__}: {e}"))
         except (

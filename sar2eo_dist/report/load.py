@@ -19,7 +19,7 @@ from sar2eo_dist.errors import NotFound
 from sar2eo_dist.records import Calibration, Verdict, from_table
 from sar2eo_dist.report.text import redact
 
-STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate")
+STAGES = ("synthesise", "collect", "shard", "train", "translate", "evaluate", "grade")
 ROLES = ("coarse", "translate", "enhance")
 
 T = TypeVar("T")
@@ -59,7 +59,8 @@ class Stage:
 
 @dataclass(slots=True)
 class Run:
-    """Everything the page is made of. Tables hold the columns named in `_COLUMNS`; problems: path -> what is wrong."""
+    """Everything the page is made of. Tables hold the columns named in `_COLUMNS` and those of `_MORE` that they have;
+    records: role -> what its training cost; scores: evaluate/scores.json; problems: path -> what is wrong."""
 
     uri: str
     config_text: str = ""
@@ -72,6 +73,8 @@ class Run:
     metrics: pa.Table | None = None
     calibration: Calibration | None = None
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    records: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -103,6 +106,8 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "mae": "float64", "rmse": "float64", "psnr": "float64", "ssim": "float64",
     },
 }  # fmt: skip
+#: columns of the same kind that an older run lacks
+_MORE = {"evaluate/metrics.parquet": ("ms_ssim", "sam", "lpips", "challenge_mse", "challenge_mae")}
 
 
 def load(uri: str) -> Run:
@@ -123,6 +128,10 @@ def load(uri: str) -> Run:
         lines = _part(run, f"train/{role}/history.jsonl", partial(_history, run, role))
         if lines:
             run.history[role] = lines
+        spent = _part(run, f"train/{role}/record.json", _spent)
+        if spent:
+            run.records[role] = spent
+    run.scores = _part(run, "evaluate/scores.json", _scores) or {}
     run.samples = _part(run, "evaluate/samples.json", _samples) or []
     return run
 
@@ -148,8 +157,10 @@ def _part(run: Run, path: str, parse: Callable[[bytes], T]) -> T | None:
 def _table(run: Run, path: str) -> pa.Table | None:
     try:
         with storage.open_read(storage.join(run.uri, path)) as f:
-            wanted = _COLUMNS[path]
-            table = pq.read_table(f, columns=list(wanted)).select(list(wanted)).cast(pa.schema(wanted.items()))
+            there = pq.ParquetFile(f)
+            more = [n for n in _MORE.get(path, ()) if n in there.schema_arrow.names]
+            wanted = _COLUMNS[path] | dict.fromkeys(more, "float64")
+            table = there.read(columns=list(wanted)).select(list(wanted)).cast(pa.schema(wanted.items()))
         for name, kind in wanted.items():
             if kind != "float64" and table[name].null_count:  # a float that is null is a NaN
                 raise ValueError(f"column {name} has {table[name].null_count} nulls")
@@ -192,7 +203,8 @@ def _mapping(data: bytes) -> dict[str, Any]:
 def _calibration(data: bytes) -> Calibration:
     found = Calibration(**_mapping(data))
     numbers = {n: float(getattr(found, n)) for n in ("beta", "low", "high", "threshold")}
-    if not all(math.isfinite(n) for n in numbers.values()):
+    bare = {"threshold"} if found.rule == "none" else set()  # of which it is minus infinity
+    if not all(math.isfinite(v) for n, v in numbers.items() if n not in bare):
         raise ValueError(f"finite numbers are wanted: {numbers}")
     return dataclasses.replace(found, **numbers)  # type: ignore[arg-type]
 
@@ -204,9 +216,34 @@ def _samples(data: bytes) -> list[dict[str, Any]]:
     return tree
 
 
+def _scores(data: bytes) -> dict[str, Any]:
+    """The shape that the page walks; what is wrong deeper down is a number that is not known."""
+    tree = _mapping(data)
+    groups = tree.get("groups") or {}
+    lists = [tree.get("methods"), *(groups.values() if isinstance(groups, dict) else [None])]
+    if not all(isinstance(rows, list) and all(isinstance(r, dict) for r in rows) for rows in lists):
+        raise ValueError("methods and groups should be lists of objects")
+    if not all("method" in r for rows in lists for r in rows) or not isinstance(tree.get("metrics"), list):
+        raise ValueError("a list of metrics is wanted, and a method in every row")
+    return tree
+
+
+def _spent(data: bytes) -> dict[str, float]:
+    """Of a training's record, its cost."""
+    cost = _mapping(data).get("cost") or {}
+    if not isinstance(cost, dict):
+        raise ValueError(f"cost should be an object, not {type(cost).__name__}")
+    return {k: n for k in ("gpu_hours", "cpu_hours", "amount") if (n := _finite(cost.get(k))) is not None}
+
+
 def as_number(value: Any) -> float | None:
     """A JSON number as float; None for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _finite(value: Any) -> float | None:

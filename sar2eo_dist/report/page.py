@@ -1,11 +1,14 @@
-"""The page itself: everything read and reckoned elsewhere, laid out by one template."""
+"""The page itself: everything read and reckoned elsewhere, laid out by templates; one small script makes it move."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,10 +16,14 @@ from markupsafe import Markup
 
 from sar2eo_dist import storage
 from sar2eo_dist.records import Artifact
-from sar2eo_dist.report import examples, facts, plots, text
+from sar2eo_dist.report import examples, facts, field, measures, plots, text
+from sar2eo_dist.report.cost import cost, human_hours, money
+from sar2eo_dist.report.exports import csvs, figure_names
+from sar2eo_dist.report.histogram import histogram
 from sar2eo_dist.report.images import Album
 from sar2eo_dist.report.load import ROLES, STAGES, Run, load
 from sar2eo_dist.report.mosaic import Mosaic, mosaic, patches
+from sar2eo_dist.report.slider import BINS, STEP, slider
 
 FILE = "report.html"
 MANY = 60  # rows of a list of troubles; the rest is counted
@@ -62,7 +69,9 @@ class Training:
 
 
 def build(run: str) -> bytes:
-    """The report of a run folder (any fsspec URI): one self-contained UTF-8 HTML page, no script, no outside request.
+    """The report of a run folder (any fsspec URI): one self-contained UTF-8 HTML page, no outside request.
+
+    Its one script is allowed by its hash alone; without scripts the page says the same, but nothing moves.
 
     What is not there yet is called "not run yet"; what is there but broken is named on the page. The same folder gives
     the same bytes. Raises AccessDenied, Unavailable or StorageError where the store itself refuses.
@@ -73,6 +82,7 @@ def build(run: str) -> bytes:
     )  # fmt: skip
     for name in ("human_bytes", "human_seconds", "count", "number", "percent", "shorten", "known", "redact", "when"):
         env.filters[name] = getattr(text, name)
+    env.filters |= {"money": money, "human_hours": human_hours}
     return env.get_template("report.html.j2").render(**_context(load(run))).encode()
 
 
@@ -85,15 +95,18 @@ def _context(run: Run) -> dict[str, Any]:
     album = Album(run.uri)
     found_mosaic, found_patches = mosaic(run, album), patches(run, album)
     found_samples = examples.samples(run, album)
+    graded = field.section(run, album)
     groups = examples.groups(run, album)
-    intake, tables, gaps = facts.intake(run), facts.tables(run), facts.days(run)
+    intake, tables = facts.intake(run), measures.tables(run)
     rows = _stage_rows(run)
     scores, kept, score_name = facts.scores(run)
     threshold = run.calibration.threshold if run.calibration else None
-    histogram, beyond = plots.score_histogram(scores, kept, threshold) if len(scores) else ("", 0)
+    bars = histogram(scores, kept, threshold) if len(scores) else None
     unusable = len(run.rejected) if run.rejected is not None else 0
     rejected = run.rejected.sort_by("uri").slice(0, examples.EACH).to_pylist() if run.rejected is not None else []
-    tolerance = facts.tolerance(run)
+    tolerance, gaps = facts.tolerance(run), facts.days(run)
+    spent = cost(run, found_mosaic.km2 if found_mosaic else None)
+    script = resources.files("sar2eo_dist.report").joinpath("report.js").read_text("utf-8")
     quarantined = [q for s in facts.expected(run) if s in run.stages for q in run.stages[s].quarantined]
     return {
         "run": run,
@@ -110,11 +123,13 @@ def _context(run: Run) -> dict[str, Any]:
         "groups": groups,
         "rejected": rejected,
         "rejected_more": unusable - len(rejected),
-        "histogram": Markup(histogram),  # noqa: S704  our own SVG: no text from outside is in it
+        "histogram": bars,
+        "slider": slider(run, scores, kept, bars.edges) if bars else None,
+        "step": STEP,
+        "bins": BINS,
         "score_name": score_name,
         "scored": len(scores),
         "scored_kept": int(kept.sum()),
-        "beyond": beyond,
         "calibration": run.calibration,
         "haze": facts.haze(run),
         "gaps": gaps,
@@ -126,11 +141,21 @@ def _context(run: Run) -> dict[str, Any]:
         "mosaic": found_mosaic,
         "patches": found_patches,
         "samples": found_samples,
+        "whys": examples.WHY,
         "tables": tables,
+        "figures": figure_names(tables[0]) if tables else [],
+        "intervals": any(text.known(c.low) for t in tables for r in t.all_rows for c in r.cells.values()),
+        "metric_names": {m.name for t in tables for m in t.metrics},
         "dn": facts.scale(run),
+        "against": storage.exists(storage.join(run.uri, "evaluate/against.html")),
+        "field": graded,
+        "cost": spent,
+        "csv": csvs(run, intake, tolerance, tables, spent, quarantined),
         "quarantined": quarantined[:MANY],
         "quarantined_total": len(quarantined),
         "skipped": album.skipped,
+        "script": Markup(script),  # noqa: S704  our own
+        "script_hash": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     }
 
 
@@ -176,7 +201,7 @@ def _has_parts(run: Run, stage: str) -> bool:
 
 
 def _glance(
-    run: Run, intake: Sequence[facts.Intake], tables: Sequence[facts.Table], found: Mosaic | None
+    run: Run, intake: Sequence[facts.Intake], tables: Sequence[measures.Table], found: Mosaic | None
 ) -> list[tuple[str, str]]:
     """(figure, what it is): the four or five things to know first."""
     out = []
@@ -187,8 +212,8 @@ def _glance(
     if run.pairs is not None:
         out.append((text.count(len(run.pairs)), "SAR-EO pairs"))
     if tables:
-        models = [r for r in tables[0].rows if not r.baseline and text.known(r.cells["mae"].mean)]
-        trivial = [r for r in tables[0].rows if r.baseline and text.known(r.cells["mae"].mean)]
+        ranked = [r for r in tables[0].rows if "mae" in r.cells and text.known(r.cells["mae"].mean)]
+        models, trivial = ([r for r in ranked if r.kind == k] for k in ("network", "baseline"))
         if models:
             best = min(models, key=lambda r: r.cells["mae"].mean)
             against = min((r.cells["mae"].mean for r in trivial), default=None)

@@ -56,41 +56,6 @@ def _style() -> Iterator[None]:
 
 
 @_style()
-def score_histogram(scores: Floats, kept: npt.NDArray[np.bool_], threshold: float | None) -> tuple[str, int]:
-    """Histogram of finite scores, kept and dropped, with the threshold as a line: (svg, scores beyond the axis).
-
-    The axis spans the bulk (0.5 to 99.5 %, and half as much again on either side) and the threshold: one far outlier
-    must not squeeze all else into one bar.
-    """
-    low, high = (float(q) for q in np.quantile(scores, [0.005, 0.995]))
-    margin = (high - low) / 2
-    low, high = max(low - margin, float(np.min(scores))), min(high + margin, float(np.max(scores)))
-    if threshold is not None:
-        low, high = min(low, threshold), max(high, threshold)
-    width = (high - low) / 36 or max(abs(high), 1.0) / 36
-    anchor = low if threshold is None else threshold  # a bin edge, so that no bar mixes the two sides
-    first, last = np.floor((low - anchor) / width), np.floor((high - anchor) / width) + 1
-    edges = anchor + width * np.arange(first, last + 1)
-    fig, ax = _axes(400, 240)
-    bins = [np.histogram(scores[m], edges)[0] for m in (kept, ~kept)]
-    ax.bar(edges[:-1], bins[0], width * 0.9, align="edge", color=KEPT)
-    ax.bar(edges[:-1], bins[1], width * 0.9, align="edge", bottom=bins[0], color=DROPPED)
-    top = max(float((bins[0] + bins[1]).max()), 1.0)
-    ax.set_ylim(0, top * 1.2)
-    if threshold is not None:
-        ax.axvline(threshold, color=INK, linewidth=1.4, linestyle=(0, (5, 3)))
-        right = threshold < (edges[0] + edges[-1]) / 2
-        ax.annotate(
-            "threshold", (threshold, top * 1.13), xytext=(5 if right else -5, 0), textcoords="offset points",
-            ha="left" if right else "right", va="center", color=INK,
-        )  # fmt: skip
-    ax.set_xlabel("score (distance to the cloud set)")
-    ax.set_ylabel("tiles")
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    return _svg(fig, "scores", "Histogram of the scores"), int(np.sum((scores < edges[0]) | (scores > edges[-1])))
-
-
-@_style()
 def day_bars(days: Mapping[str, Counter[int]]) -> str:
     """Pairs by day difference (EO date - SAR date), stacked by split."""
     gaps = [g for c in days.values() for g in c]

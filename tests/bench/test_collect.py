@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from memory_watch import Watch
 
 from sar2eo_dist import storage
 from sar2eo_dist.cca.reference import Reference
@@ -79,30 +78,6 @@ def config(archive: Path, out: Path) -> Config:
         "cca.min_kept=0", "cca.slice=1000", "resources.object_store_mb=4000",
     ]  # fmt: skip
     return load(overrides=settings)
-
-
-class Watch(threading.Thread):
-    """Resident memory of this process and of each of its descendants' kinds, every half second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.done = 0
-        self.rows: list[tuple[int, float, float]] = []
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        me = psutil.Process()
-        while not self.stop.wait(0.5):
-            workers = [0.0]
-            for child in me.children(recursive=True):
-                try:
-                    if child.name().startswith("ray::") or child.name().startswith("python"):
-                        info = child.memory_info()
-                        workers.append((info.rss - info.shared) / 1e6)
-                except psutil.Error:
-                    continue
-            own = me.memory_info()
-            self.rows.append((self.done, (own.rss - own.shared) / 1e6, max(workers)))
 
 
 def rate(times: list[tuple[float, int]]) -> float:

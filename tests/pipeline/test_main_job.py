@@ -236,12 +236,19 @@ def test_metrics_and_report(main_job: Done) -> None:
     rows = pq.read_table(main_job.path("evaluate", "metrics")).to_pylist()
     pairs = main_job.summaries["shard"].counts["pairs val"]
     methods = {"translated", "enhanced", "baseline_mean", "baseline_zero", "baseline_linear"}
-    assert len(rows) == pairs * len(methods)
-    assert {r["method"] for r in rows} == methods
+    assert {r["method"] for r in rows} == methods | {"nearest_date"}
+    assert {m: sum(r["method"] == m for r in rows) for m in methods} == dict.fromkeys(methods, pairs)
     assert all(np.isfinite(r["mae"]) for r in rows)
+    dated = [r for r in rows if r["method"] == "nearest_date"]
+    kept = {v.key: v.date for v in verdicts(main_job) if v.sensor == "s2" and v.reason == ""}
+    others = {r["eo_key"] for r in rows if any(k.startswith(f"s2/{r['place']}/") and k != r["eo_key"] for k in kept)}
+    assert {r["eo_key"] for r in dated} == others
+    tree = json.loads(main_job.path("evaluate", "scores").read_text())
+    assert (tree["pairs"], tree["measured"]) == (pairs, pairs)
+    assert tree["methods"][0]["frechet"]["name"] == "fd_efficientnet_lite0"
     samples = json.loads(main_job.path("evaluate", "samples").read_text())
-    assert len(samples) == 2
-    assert set(samples[0]["images"]) == {"sar", "translated", "enhanced", "true"}
+    assert sorted(s["why"] for s in samples) == ["best", "spread", "spread", "worst"]
+    assert set(samples[0]["images"]) >= {"sar", "translated", "enhanced", "true"}
     page = main_job.path("evaluate", "report").read_text()
     assert "synthetic" in page.lower()
     assert "fd_efficientnet_lite0" in page

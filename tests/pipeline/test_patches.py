@@ -24,7 +24,7 @@ from rasterio.io import MemoryFile
 from sar2eo_dist import sources, storage
 from sar2eo_dist.config import load
 from sar2eo_dist.errors import BadInput, ConfigError
-from sar2eo_dist.pipeline import patches
+from sar2eo_dist.pipeline import near, patches
 from sar2eo_dist.radiometry import to_uint8
 from sar2eo_dist.records import KEPT, S1, S2, TileRef, Unit, Verdict, to_table
 from sar2eo_dist.sources.multiearth_netcdf import Target
@@ -78,23 +78,23 @@ def test_the_nearest_are_those_of_a_plain_search(
     uri = put("memory://patches/verdicts.parquet", verdicts, group, ordered=False)
     targets = [target(*w) for w in wanted]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "ROWS", rows)
+        patch.setattr(near, "ROWS", rows)
         found = patches.nearest(uri, targets, max_days, k)
     for t, refs in zip(targets, found, strict=True):
         usable = [v.ref for v in verdicts if v.sensor == S1 and v.reason == KEPT and v.place == t.place]
-        near = [r for r in usable if abs((r.date - t.date).days) <= max_days]
-        assert list(refs) == sorted(near, key=lambda r: (abs((r.date - t.date).days), r.date))[:k]
+        within = [r for r in usable if abs((r.date - t.date).days) <= max_days]
+        assert list(refs) == sorted(within, key=lambda r: (abs((r.date - t.date).days), r.date))[:k]
 
 
 def test_only_pointers_of_what_is_chosen_become_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = put(str(tmp_path / "v.parquet"), [verdict(tile(p, n)) for p in range(8) for n in range(8)], 16)
-    made, groups, plain = [], [], patches.from_table
+    made, groups, plain = [], [], near.from_table
     opened = pq.ParquetFile.iter_batches
-    monkeypatch.setattr(patches, "from_table", lambda table, kind: made.append(table.num_rows) or plain(table, kind))
+    monkeypatch.setattr(near, "from_table", lambda table, kind: made.append(table.num_rows) or plain(table, kind))
 
     def watched(self: Any, size: int, row_groups: Any = None, columns: Any = None) -> Iterator[pa.RecordBatch]:
         groups.extend(row_groups or [])
-        assert set(columns) <= {*patches.POINTER, "place", "reason"}
+        assert set(columns) <= {*near.POINTER, "place", "reason"}
         return opened(self, size, **({"row_groups": row_groups} if row_groups else {}), columns=columns)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)

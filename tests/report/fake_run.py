@@ -32,6 +32,7 @@ METHODS = {  # method -> mean MAE, mean PSNR
     "translated": (0.050, 21.0), "enhanced": (0.040, 22.5), "baseline_mean": (0.070, 18.0),
     "baseline_zero": (0.150, 12.0), "baseline_linear": (0.060, 19.0),
 }  # fmt: skip
+REFERENCE = (0.020, 26.0)  # of nearest_date, in scores.json and the samples alone
 PAIRS = {"train": 30, "val": 12, "guard": 4}
 VAL_DAYS = tuple(range(-5, 7))  # of the 12 val pairs
 
@@ -148,6 +149,40 @@ def metrics() -> list[dict[str, Any]]:
     return rows
 
 
+GROUPS = {
+    "cover": ("forest", "water"), "days": ("0 to 3", "4 to 7"), "orbit": ("descending",), "cloud": ("under 5 %", ""),
+}  # fmt: skip
+
+
+def scores() -> dict[str, Any]:
+    """evaluate/scores.json over the pairs of `metrics`; MS-SSIM of 9 of them alone."""
+    names = ("mae", "rmse", "psnr", "ssim", "ms_ssim", "sam", "lpips")
+
+    def figures(mae: float, psnr: float, n: int) -> dict[str, Any]:
+        means = {"mae": mae, "rmse": 1.3 * mae, "psnr": psnr, "ssim": 1 - 6 * mae, "ms_ssim": 1 - 4 * mae, "sam": 2 * mae,
+                 "lpips": 9 * mae}  # fmt: skip
+        return {
+            k: {"mean": v, "median": v * 0.98, "low": v * 0.9, "high": v * 1.1, "n": 9 if k == "ms_ssim" else n}
+            for k, v in means.items()
+        }
+
+    rows = []
+    for k, (method, (mae, psnr)) in enumerate((METHODS | {"nearest_date": REFERENCE}).items()):
+        row = {"method": method, "n": 12} | figures(mae, psnr, 12)
+        row["challenge"] = {"multiearth_mse_sum": 0.5 * mae, "mae_min": 2 * mae, "queries": 12, "images": 12}
+        distance = {"name": "fd_efficientnet_lite0", "value": 40.0 + k, "low": 36.0, "high": 45.0, "n": 12}
+        row["frechet"] = None if method == "baseline_zero" else distance | {"kid": 0.01 * (k + 1), "kid_n": 12}
+        rows.append(row)
+    groups = {
+        name: [{"group": g, "method": m, "n": 6} | {k: f["mean"] for k, f in figures(mae * (1 + 0.2 * i), psnr, 6).items()}
+               for i, g in enumerate(members) for m, (mae, psnr) in METHODS.items()]
+        for name, members in GROUPS.items()
+    }  # fmt: skip
+    lower = {k: k not in ("psnr", "ssim", "ms_ssim") for k in names}
+    head = {"split": "val", "pairs": 12, "measured": 12, "dn": 3000, "metrics": names, "lower": lower}
+    return head | {"methods": rows, "groups": groups}
+
+
 def summary(stage: str, hour: int, **changes: Any) -> dict[str, Any]:
     day = f"2026-11-22T{hour:02d}"
     return {
@@ -169,7 +204,8 @@ SUMMARIES = {
         counts={"pixels": 262_144, "valid pixels": 249_037, "patches": 3},
         outputs={"mosaic": "translate/scene/mosaic.zarr", "vrt": "translate/scene/mosaic.vrt",
                  "quicklook": "translate/scene/quicklook.png", "sar_quicklook": "translate/scene/sar.png",
-                 "truth_quicklook": "translate/scene/truth.png", "patches": "translate/p/translation",
+                 "truth_quicklook": "translate/scene/truth.png",
+                 "error_quicklook": "translate/scene/error.png", "patches": "translate/p/translation",
                  "patch_table": "translate/p/patches.parquet"},
     ),
     "evaluate": summary("evaluate", 13, unit_seconds=40.0, outputs={"metrics": "evaluate/metrics.parquet"}),
@@ -222,7 +258,14 @@ def _history(names: tuple[str, ...], steps: int, every: int) -> bytes:
 
 def files(folder: Path, size: int = 128) -> dict[str, bytes]:
     """path -> content of every part but the mosaic's metadata; tiles are written to `folder`/tiles."""
-    cfg = Config.model_validate({"synthetic": {"enabled": True}, "cca": {"extractor": "efficientnet_lite0"}})
+    cfg = Config.model_validate(
+        {
+            "synthetic": {"enabled": True},
+            "cca": {"extractor": "efficientnet_lite0"},
+            "cost": {"cpu_hour": 0.05, "gb_month": 0.02, "currency": "EUR"},
+            "translate": {"threads": 2},
+        }
+    )
     out = {f"{s}/summary.json": json.dumps(v).encode() for s, v in SUMMARIES.items()}
     out["config.yaml"] = yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False).encode()
     out["collect/verdicts.parquet"] = records(verdicts(folder), Verdict)
@@ -235,20 +278,25 @@ def files(folder: Path, size: int = 128) -> dict[str, bytes]:
     out["train/translate/history.jsonl"] = _history(("D", "G_gan", "G_fm", "G_vgg"), 4000, 10)
     out["train/enhance/history.jsonl"] = _history(("l1",), 2000, 20)
     out["evaluate/metrics.parquet"] = table(metrics())
+    out["evaluate/scores.json"] = json.dumps(scores()).encode()
+    spent = {"cost": {"gpu_hours": 0.0, "cpu_hours": 1.5, "amount": None, "currency": "USD"}, "history": []}
+    out["train/translate/record.json"] = json.dumps(spent).encode()
     samples = []
-    for i in (0, 5, 11):
+    for i, why in ((0, "spread"), (5, "spread"), (11, "spread"), (10, "worst"), (2, "best")):
         true = scene(0.7 * i, size=size)
-        images = {"sar": _radar(true), "translated": _blurred(true, 8), "enhanced": _blurred(true, 4), "true": true}
+        images = {"sar": _radar(true), "translated": _blurred(true, 8), "enhanced": _blurred(true, 4), "true": true,
+                  "nearest_date": scene(0.7 * i, 0.2, size=size)}  # fmt: skip
         paths = {name: f"evaluate/samples/{i}_{name}.png" for name in images}
         out |= {paths[name]: picture(bands) for name, bands in images.items()}
-        keys = {"sar_key": f"s1/val{i}/2020-07-05", "eo_key": f"s2/val{i}/x", "days": VAL_DAYS[i]}
-        mae = {"translated": 0.05, "enhanced": 0.04 + 0.01 * i, "baseline_zero": 0.15}
+        keys = {"sar_key": f"s1/val{i}/2020-07-05", "eo_key": f"s2/val{i}/x", "days": VAL_DAYS[i], "why": why}
+        mae = {"translated": 0.05, "enhanced": 0.04 + 0.01 * i, "baseline_zero": 0.15, "nearest_date": 0.02}
         samples.append(keys | {"images": paths, "mae": mae})
     out["evaluate/samples.json"] = json.dumps(samples).encode()
     land = scene(2.0, size=4 * size)
     out["translate/scene/quicklook.png"] = picture(_blurred(land, 4), alpha=True)
     out["translate/scene/sar.png"] = picture(_radar(land), alpha=True)
     out["translate/scene/truth.png"] = picture(land)
+    out["translate/scene/error.png"] = picture(np.repeat(land[:1] * 2, 3, 0), alpha=True)
     names = [f"Sentinel2_-55.{i}0_-4.39_2020_07_20" for i in range(4)]
     rows = [{"name": n, "status": "no SAR in range" if i == 3 else "translated"} for i, n in enumerate(names)]
     out["translate/p/patches.parquet"] = table(rows)

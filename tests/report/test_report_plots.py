@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 
 import matplotlib
-import numpy as np
 import pytest
 
 from sar2eo_dist.report import plots
@@ -36,32 +35,6 @@ def words(root: ET.Element) -> list[str]:
 
 def bars(root: ET.Element, colour: str) -> int:
     return sum(colour in (p.get("style") or "") for p in root.iter("path"))
-
-
-def test_histogram_counts_both_sides_of_the_threshold() -> None:
-    scores = np.array([10.0, 11.0, 12.0, 50.0, 51.0, 90.0])
-    svg, beyond = plots.score_histogram(scores, scores >= 40, 40.0)
-    root = checked(svg)
-    assert beyond == 0
-    assert "threshold" in words(root)
-    assert "tiles" in words(root)
-    assert plots.score_histogram(scores, scores >= 40, 40.0)[0] == svg
-    assert "threshold" not in words(checked(plots.score_histogram(scores, scores >= 40, None)[0]))
-
-
-def test_one_far_score_does_not_squeeze_the_rest() -> None:
-    scores = np.concatenate([np.linspace(190, 210, 999), [9000.0]])
-    svg, beyond = plots.score_histogram(scores, scores > 195, 195.0)
-    assert beyond == 1
-    assert all(float(w) < 300 for w in words(checked(svg)) if re.fullmatch(r"\d+(\.\d+)?", w))
-
-
-@pytest.mark.parametrize(
-    ("scores", "threshold"), [([5.0], None), ([5.0, 5.0, 5.0], 5.0), ([0.0, 0.0], 0.0), ([-3.0, 1e9], -100.0)]
-)
-def test_degenerate_scores(scores: list[float], threshold: float | None) -> None:
-    values = np.array(scores)
-    checked(plots.score_histogram(values, np.ones(len(values), bool), threshold)[0])
 
 
 def test_day_bars_stack_the_splits() -> None:

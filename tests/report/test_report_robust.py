@@ -60,6 +60,8 @@ BROKEN: dict[str, bytes] = {
     "collect/yield.parquet": fake_run.table([{"days": "0", "eo_images": None, "combinations": 1}]),
     "collect/calibration.json": b'{"threshold": 3}',
     "evaluate/metrics.parquet": fake_run.table([{"split": "val", "method": None}]),
+    "evaluate/scores.json": b'{"methods": [{"method": "x"}, 3], "metrics": []}',
+    "train/enhance/record.json": b'{"cost": [1]}',
     "evaluate/samples.json": b'[{"images": 3}]',
     "translate/scene/mosaic.zarr/zarr.json": b'{"attributes": {"crs": "EPSG:0", "transform": [1, 2, 3, 4, 5, 6]}}',
     "translate/scene/quicklook.png": b"\x89PNG\r\n\x1a\n torn",
@@ -102,6 +104,10 @@ WORDS = dict.fromkeys(("sar_key", "eo_key", "split", "method", "mae", "rmse", "p
         ("collect/calibration.json", b'{"score_name": "x", "rule": "range", "beta": "b", "low": 0, "high": 1, '
                                      b'"threshold": NaN, "count": 3, "reference": ""}'),
         ("evaluate/metrics.parquet", fake_run.table([WORDS])),
+        ("evaluate/scores.json", b'{"methods": [{"method": 3, "n": "x", "mae": 7, "challenge": [], "frechet": {"kid": "a"}}], '
+                                 b'"metrics": ["mae", 5], "pairs": 1e999, "measured": -3, "lower": 3, "groups": {"x": []}}'),
+        ("evaluate/scores.json", b'{"methods": [], "metrics": [], "pairs": ' + b"9" * 400 + b"}"),
+        ("train/translate/record.json", b'{"cost": {"gpu_hours": "x", "cpu_hours": NaN, "amount": 1e999}}'),
         ("collect/yield.parquet", fake_run.table([{"days": d, "eo_images": -d, "combinations": 0} for d in (900, -3)])),
         ("collect/yield.parquet", fake_run.table([{"days": 30, "eo_images": 2**62, "combinations": 2**62}])),
         ("translate/summary.json", b'{"outputs": {"mosaic": "m", "patches": "p", "quicklook": "/etc/passwd"}}'),
@@ -132,7 +138,7 @@ def test_hostile_text_stays_text(some: Callable[..., Path]) -> None:
         put(f"{stage}/summary.json", fake_run.summary(stage, 9) | odd | {"outputs": outputs})
     tree = {"cca": {"alpha": EVIL, "profile": EVIL}, "train": {"translator": EVIL, "translate": {"batch": EVIL}}}
     put("config.yaml", yaml.safe_dump(tree | {"synthetic": {"enabled": True, "seed": EVIL}, EVIL: EVIL}).encode())
-    rows = [fake_run.verdict(v.ref, EVIL if i % 3 else "unreadable", detail=EVIL, score_name=EVIL, score=1.0 * i)
+    rows = [fake_run.verdict(v.ref, (EVIL, "", "unreadable")[i % 3], detail=EVIL, score_name=EVIL, score=1.0 * i)
             for i, v in enumerate(fake_run.verdicts(folder.parent)[::10])]  # fmt: skip
     put("collect/verdicts.parquet", fake_run.records(rows, Verdict))
     put("collect/rejected.parquet", fake_run.records([Rejected(EVIL, EVIL, EVIL, EVIL)], Rejected))
@@ -140,11 +146,13 @@ def test_hostile_text_stays_text(some: Callable[..., Path]) -> None:
     put("train/translate/history.jsonl", {"step": 1, EVIL: 0.5})
     keys = {"sar_key": EVIL, "eo_key": EVIL, "split": EVIL, "method": EVIL, "days": 1}
     put("evaluate/metrics.parquet", fake_run.table([keys | dict.fromkeys(("mae", "rmse", "psnr", "ssim"), 0.5)]))
-    put("evaluate/samples.json", [keys | {"images": {EVIL: EVIL, "sar": "nowhere.png"}, "mae": {EVIL: 1}}])
+    row = keys | {"n": 3, "group": EVIL, "challenge": {EVIL: 3}, "frechet": {"name": EVIL}, EVIL: {"mean": 0.5}}
+    put("evaluate/scores.json", {"split": EVIL, "metrics": [EVIL, "mae"], "methods": [row], "groups": {EVIL: [row]}})
+    put("evaluate/samples.json", [keys | {"why": EVIL, "images": {EVIL: EVIL, "sar": "nowhere.png"}, "mae": {EVIL: 1}}])
     put("train/summary.json", EVIL.encode())
     data = report.build(str(folder))
     root = safe(data)
-    assert b"<script" not in data
+    assert data.count(b"<script") == 2  # our own: the page's script, and the scores
     assert "49" not in root.one("section", id="quarantined").text
     assert '<script>alert("x")</script>' in root.one("section", id="quarantined").text
     for name in ("kept", "pairs", "training", "mosaic", "samples", "metrics", "config"):
