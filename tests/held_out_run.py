@@ -33,7 +33,7 @@ def pixels(i: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(i // 2)
     ground = rng.normal(0, 1, (2, 32, 32)).repeat(8, 1).repeat(8, 2)
     sar = np.array([-10.0, -16.0])[:, None, None] + ground + rng.normal(0, 0.5, (2, 256, 256))
-    base = np.array([500, 700, 400])[:, None, None] + 150 * ground[:1] + 30 * i
+    base = np.array([500, 600, 300])[:, None, None] + 80 * ground[:1] + 30 * i
     eo = np.clip(base + np.random.default_rng(i).normal(0, 20, (3, 256, 256)), 1, 10000)
     return {
         "sar": np.round(sar * 100).astype(np.int16),

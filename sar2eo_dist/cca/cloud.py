@@ -39,6 +39,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -93,12 +94,24 @@ def look(bands: DN, cfg: Whiteness) -> Look:
     `white_blue` and `white_spread` are used to a thousandth.
     """
     bands = planes(bands)
-    path = np.array(PATH[cfg.level], np.int32)
-    blue, spread = round(1000 * cfg.white_blue), round(1000 * cfg.white_spread)
-    mask, found = _white(bands, path, min(cfg.white_dn, 65535), blue, spread)
-    light, hot = _sampled(bands, path, mask)
+    mask, found = _white(bands, *_rule(cfg))
+    light, hot = _sampled(bands, np.array(PATH[cfg.level], np.int32), mask)
     haze = math.nan if hot < 0 else (hot - HOT_TOP) / 2 - CLEAR_LINE
     return Look(_opened(mask) if found else 0, float(max(light, 0)), haze)
+
+
+def white_pixels(bands: DN, cfg: Whiteness) -> npt.NDArray[np.bool_]:
+    """(H, W) bool: those that `look` counts, of bands (3, H, W) as it takes them."""
+    mask, _ = _white(planes(bands), *_rule(cfg))
+    block = np.ones((3, 3), np.uint8)
+    core = cv2.erode(mask, block, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return np.asarray(cv2.dilate(core, block), np.uint8).astype(bool)
+
+
+def _rule(cfg: Whiteness) -> tuple[npt.NDArray[np.int32], int, int, int]:
+    """What `_white` takes beside the bands."""
+    blue, spread = round(1000 * cfg.white_blue), round(1000 * cfg.white_spread)
+    return np.array(PATH[cfg.level], np.int32), min(cfg.white_dn, 65535), blue, spread
 
 
 @compiled

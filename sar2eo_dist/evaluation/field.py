@@ -17,16 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo_dist.cca.cloud import PATH, Whiteness
 from sar2eo_dist.radiometry import DN_RANGE
 from sar2eo_dist.records import S2_BANDS
 
 Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 WHATS = ("abs", "err", "sq", "truth", "truth_sq")  # sums of |e|, e, e^2, t, t^2
 #: what is summed: the number of pixels, then each of WHATS for each band
 COLUMNS = ("n", *(f"{what}_{band}" for what in WHATS for band in S2_BANDS))
@@ -39,18 +36,6 @@ _COLOURS = np.rint(np.arange(256) * (_HIGH - _LOW) / 255 + _LOW).astype(np.int64
 def as_dn(rgb: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Ints:
     """Mosaic pixels as DN, any shape: uint16 as they are; uint8, DN 0..3000 as 0..255, to the nearest whole DN."""
     return _COLOURS[rgb] if rgb.dtype == np.uint8 else rgb.astype(np.int64)
-
-
-def white(bands: npt.NDArray[np.uint16], cfg: Whiteness) -> Mask:
-    """(3, H, W) DN, offset removed -> (H, W): pixels that lie in a 3 x 3 block of white ones, by the rule of `cca.cloud`."""
-    r, g, b = (np.maximum(x.astype(np.int64) - p, 1) for x, p in zip(bands, PATH[cfg.level], strict=True))
-    blue, spread = round(1000 * cfg.white_blue), round(1000 * cfg.white_spread)
-    top, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
-    flat = 3000 * (top - low) < spread * (r + g + b)
-    mask = (bands != 0).all(axis=0) & (b > min(cfg.white_dn, 65535)) & (1000 * b > blue * r) & flat
-    block = np.ones((3, 3), np.uint8)
-    core = cv2.erode(mask.view(np.uint8), block, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return np.asarray(cv2.dilate(core, block), np.uint8).astype(bool)
 
 
 def tally(mosaic: Ints, truth: Ints, cell: Ints) -> tuple[Ints, Ints]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rasterio.transform import Affine
 
 from sar2eo_dist import storage
-from sar2eo_dist.cca.cloud import Whiteness
+from sar2eo_dist.cca.cloud import Whiteness, white_pixels
 from sar2eo_dist.cca.exposure import harmonise
 from sar2eo_dist.cca.qa import CIRRUS, OPAQUE
 from sar2eo_dist.errors import SourceChanged
@@ -195,7 +195,7 @@ def _truth(scene: Scene, ref: TileRef, cca: Whiteness) -> tuple[npt.NDArray[np.u
         out = (_mask(planes["QA60"]).astype(np.int64) & (OPAQUE | CIRRUS)) != 0
     check_offset(dn, scene.offset, uri)
     dn = harmonise(dn, scene.offset)
-    return dn, (dn != 0).all(axis=0) & ~out & ~field.white(dn, cca)
+    return dn, (dn != 0).all(axis=0) & ~out & ~white_pixels(dn, cca)
 
 
 def _mask(plane: Plane) -> npt.NDArray[Any]:

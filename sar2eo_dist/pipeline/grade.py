@@ -34,11 +34,13 @@ from sar2eo_dist.pipeline import cluster, fieldwork, graded, units
 from sar2eo_dist.pipeline.blocks import ATTRIBUTION
 from sar2eo_dist.pipeline.fieldwork import Slice
 from sar2eo_dist.pipeline.graded import ClearTiles, Mosaic
+from sar2eo_dist.pipeline.near import pointers
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage, write_summary
 from sar2eo_dist.records import S2_BANDS, Unit, digest
 from sar2eo_dist.report.field import picture
 from sar2eo_dist.report.page import write as write_report
 from sar2eo_dist.sources import warp
+from sar2eo_dist.sources.ranged import ranged
 
 STAGE = "grade"
 FORMAT = 1  # of what a unit leaves
@@ -122,7 +124,8 @@ def _plan(cfg: Config, m: Mosaic, truth: ClearTiles, counts: Counter[str]) -> li
     counts["tiles outside"] += len(after) - len(touched)
     counts["tiles out of days"] += len(touched) - len(chosen)
     marks = graded.versions(m, made, {b for around in chosen.values() for b in around})
-    refs = graded.pointers(truth.verdicts, sorted(chosen))
+    with ranged(truth.verdicts) as f:
+        refs = pointers(pq.ParquetFile(f), sorted(chosen))
     look = [cfg.cca.level, cfg.cca.white_dn, cfg.cca.white_blue, cfg.cca.white_spread]
     same = digest(FORMAT, look, dataclasses.astuple(m.layout))
     out = []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.mosaic import store
 from sar2eo_dist.pipeline.mosaics import TABLE
 from sar2eo_dist.pipeline.stage import read_summary
-from sar2eo_dist.records import KEPT, S2, TileRef, Unit, digest, from_table
+from sar2eo_dist.records import KEPT, S2, Unit, digest
 from sar2eo_dist.sources import scene_tiles
 from sar2eo_dist.sources.ranged import ranged
 
@@ -170,16 +169,3 @@ def clear_tiles(cfg: Config, root: str) -> ClearTiles:
             pairs = pq.read_table(f, columns=["eo_digest"], filters=[("split", "=", "train")])
         targets = pairs["eo_digest"].to_pylist()
     return ClearTiles(uri, row, lon, lat, day, frozenset(targets))
-
-
-def pointers(verdicts: str, rows: Sequence[int]) -> dict[int, TileRef]:
-    """row -> pointer, of some ascending rows of a table of verdicts: ROWS of it are decoded at a time."""
-    wanted, start = np.array(rows, np.int64), 0
-    refs: dict[int, TileRef] = {}
-    with ranged(verdicts) as f:
-        for batch in pq.ParquetFile(f).iter_batches(ROWS, columns=[c.name for c in dataclasses.fields(TileRef)]):
-            here = wanted[slice(*np.searchsorted(wanted, [start, start + batch.num_rows]))]
-            some = pa.Table.from_batches([batch]).take(pa.array(here - start))
-            refs |= zip(here.tolist(), from_table(some, TileRef), strict=True)
-            start += batch.num_rows
-    return refs

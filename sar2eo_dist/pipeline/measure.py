@@ -90,29 +90,26 @@ class Compared:
 
 
 class Worker:
-    """Networks and baselines in one process."""
+    """The networks in one process."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.read = PairReader(setup.store)
         self.chain = Chain(setup.bundles, setup.evaluate.threads, setup.speed)
-        self.trivial = baselines.fit(self._training(i) for i in setup.fit)
-
-    def _training(self, i: int) -> tuple[F32, F32, Mask]:
-        sar, eo, valid = self.read(i)
-        return decode_db(sar), self._unit_range(eo, valid), valid
 
     def _unit_range(self, eo: npt.NDArray[np.uint16], valid: Mask) -> F32:
         """EO in [0, 1] by the bundle's scaling: of DN 0..3000 (`fixed`), or of the image's own range (`minmax`)."""
         return (scale_eo(eo, valid, self.chain.scaling) + np.float32(1)) / np.float32(2)
 
     def compare(self, sample: Sample) -> Compared:
-        """All images of one pair. Raises storage's errors, and SourceChanged where another date's file is another now."""
+        """The networks' images of one pair, and that of the other date. Raises storage's errors, and SourceChanged where the
+        other date's file is another now."""
         sar, eo, valid = self.read(sample.rank)
         db = decode_db(sar)
         made = zip(("translated", "enhanced"), self.chain(db), strict=False)
-        images = {name: (x + np.float32(1)) / np.float32(2) for name, x in made} | self.trivial.images(db)
-        masks, fault = dict.fromkeys(images, valid), ""
+        images = {name: (x + np.float32(1)) / np.float32(2) for name, x in made}
+        masks: dict[str, Mask] = dict.fromkeys(images, valid)
+        fault = ""
         if sample.near:
             try:
                 images["nearest_date"], there = self._near(sample.near, sample.pair)
@@ -141,6 +138,19 @@ class Measure(Worker):
         self.net = None if e.extractor == "none" else extractor(e.extractor, weights=setup.cca.weights, device=device)
         self.lpips = Lpips(storage.absolute(e.lpips), device) if e.lpips else None
         self.cover = LandCover(storage.absolute(e.land_cover)) if e.land_cover else None
+        self.trivial = baselines.fit(self._training(i) for i in setup.fit)
+
+    def _training(self, i: int) -> tuple[F32, F32, Mask]:
+        sar, eo, valid = self.read(i)
+        return decode_db(sar), self._unit_range(eo, valid), valid
+
+    def compare(self, sample: Sample) -> Compared:
+        """Those, and the trivial predictors'."""
+        seen = super().compare(sample)
+        trivial = self.trivial.images(seen.db)
+        seen.images.update(trivial)
+        seen.masks.update(dict.fromkeys(trivial, seen.valid))
+        return seen
 
     def __call__(self, unit: Unit, part: Sequence[Sample], attempt: int) -> Entry:
         begin, size = time.time(), 0
@@ -223,7 +233,7 @@ class Show(Worker):
         look = self.chain.scaling.model_copy(update={"sar": "fixed", "third": "difference_db", "median": 0})
         for sample in part:
             seen = self.compare(sample)
-            shown = {k: x for k, x in seen.images.items() if not k.startswith("baseline_")} | {TRUE: seen.true}
+            shown = seen.images | {TRUE: seen.true}
             pictures = {"sar": to_uint8(scale_sar(seen.db, look))}
             pictures |= {k: display(to_uint8(np.nan_to_num(v) * 2 - 1)) for k, v in shown.items()}
             for name, picture in pictures.items():

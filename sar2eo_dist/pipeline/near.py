@@ -52,7 +52,7 @@ def usable(verdicts: str, sensor: str, wanted: Sequence[Wanted], pick: Pick) -> 
         for at, date in wanted:
             first, last = np.searchsorted(place, np.searchsorted(places, at) + np.array([0, 1]))
             picked.append(row[first:last][pick(day[first:last] - date.toordinal())].tolist())
-        refs = _pointers(file, sorted({r for rows in picked for r in rows}))
+        refs = pointers(file, sorted({r for rows in picked for r in rows}))
     return [tuple(refs[r] for r in rows) for rows in picked]
 
 
@@ -69,7 +69,7 @@ def _usable(file: pq.ParquetFile, sensor: str, places: list[str]) -> tuple[npt.N
     return tuple(np.concatenate([part[i] for part in found] or [np.empty(0, np.int64)]) for i in range(3))
 
 
-def _pointers(file: pq.ParquetFile, rows: Sequence[int]) -> dict[int, TileRef]:
+def pointers(file: pq.ParquetFile, rows: Sequence[int]) -> dict[int, TileRef]:
     """row -> pointer, of ascending rows of a file of Verdicts; row groups without any are not read."""
     refs: dict[int, TileRef] = {}
     wanted, start = np.array(rows, np.int64), 0

@@ -94,7 +94,7 @@ def _layers(outputs: Mapping[str, str], album: Album) -> tuple[Look, ...]:
         else:
             looks.append(Look(label, album.file(path, side), name))
     if "quicklook" in outputs:
-        more = "Green: the mosaic has data; grey: no radar image covers it."
+        more = "green: the mosaic has data; grey: no radar image covers it"
         looks.append(Look("Valid", album.file(outputs["quicklook"], side, 80, _mask), "valid", more=more))
     own = next((k.picture for k in looks if k.name == "translated" and k.picture.uri), None)
     return tuple(dataclasses.replace(k, apart=own is not None and not _fits(k.picture, own)) for k in looks)

@@ -169,8 +169,9 @@
       tags[1].hidden = share > (fade ? 100 : 86);
     };
     const explain = () => {
-      const words = [state.left, state.right].map(n => one("figcaption [data-more]", layers.get(n))).filter(Boolean);
-      captions.replaceChildren(...words.map(w => w.cloneNode(true)));
+      const lines = [state.left, state.right].map(n => [said.get(n), one("figcaption [data-more]", layers.get(n))]);
+      captions.replaceChildren(...lines.filter(([, more]) => more)
+        .map(([name, more]) => make("div", {}, `${name}: `, more.cloneNode(true))));
     };
     const choose = side => value => {
       state[side] = value;

@@ -32,14 +32,14 @@ def test_white_pixels_are_those_that_the_collector_counts(level: str) -> None:
     found = []
     for i, date in enumerate(eo_dates(5, 6)):
         bands = World(5).eo(date, 200 * i, 0, 97, 131).bands
-        mask = field.white(bands, cfg)
+        mask = cloud.white_pixels(bands, cfg)
         assert int(mask.sum()) == cloud.look(bands, cfg).white
         found.append(mask.mean())
     noise = RNG.integers(0, 1800, (3, 64, 64)).astype(np.uint16)
-    assert int(field.white(noise, cfg).sum()) == cloud.look(noise, cfg).white
+    assert int(cloud.white_pixels(noise, cfg).sum()) == cloud.look(noise, cfg).white
     all_white = np.full((3, 4, 5), 4000, np.uint16)
-    assert field.white(all_white, cfg).all()
-    assert not field.white(all_white[:, :2], cfg).any()  # no 3 x 3 block fits
+    assert cloud.white_pixels(all_white, cfg).all()
+    assert not cloud.white_pixels(all_white[:, :2], cfg).any()  # no 3 x 3 block fits
     assert max(found) > 0
 
 

@@ -138,7 +138,7 @@ def test_pictures_are_of_the_worst_the_best_and_some_between(done: Config) -> No
             rank = next(r["rank"] for r in rows(done) if r["eo_key"] == s["eo_key"])
             dn = held_out_run.pixels(rank)["eo"]
             wanted = display(np.clip(np.round(dn / 3000 * 255), 0, 255).astype(np.uint8)).transpose(1, 2, 0)
-            assert np.abs(np.asarray(picture).astype(int) - wanted).max() <= 1
+            assert np.abs(np.asarray(picture).astype(int) - wanted).max() <= 2
     assert {r["sample"] != "" for r in rows(done)} == {True, False} or len(shown) >= 6
 
 
