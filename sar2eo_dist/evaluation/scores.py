@@ -57,7 +57,8 @@ def challenge(rows: Columns) -> dict[str, Any]:
 
 
 def groups(columns: Columns, names: Sequence[str] = METRICS) -> dict[str, list[dict[str, Any]]]:
-    """Means by land cover, days between the two images, orbit, cloud share of the truth: kind -> a row a group and method."""
+    """By land cover, days between the two images, orbit, cloud share of the truth: kind -> a row a group and method, with the
+    mean of each metric and the pairs that it is over."""
     kinds = {
         "cover": np.where(columns["cover"] == "", "unknown", columns["cover"]),
         "days": _classes(np.abs(columns["days"]), DAYS, "over 30 days"),
@@ -155,9 +156,9 @@ def _figure(values: Floats, places: npt.NDArray[Any]) -> dict[str, Any]:
     return {"mean": _known(mean), "median": _known(median), "low": _known(low), "high": _known(high), "n": len(known)}
 
 
-def _mean(values: Floats) -> float | None:
+def _mean(values: Floats) -> dict[str, Any]:
     known = values[~np.isnan(values)]
-    return _known(float(np.mean(known))) if len(known) else None
+    return {"mean": _known(float(np.mean(known))) if len(known) else None, "n": len(known)}
 
 
 def _known(value: float) -> float | None:

@@ -59,12 +59,12 @@ def evaluate(cfg: Config, opts: Options) -> Summary | str:
     summary, shown = pictures(cfg, opts, setup, {s.rank: s for s in samples}, table, summary)
     outputs = {"metrics": f"{STAGE}/metrics.parquet", "scores": f"{STAGE}/scores.json"}
     outputs["samples"] = _publish(root, setup, table, found, shown)
-    write_summary(cfg, dataclasses.replace(summary, outputs=outputs))  # the report reads it
-    write_report(root)
     print(scores.words(found["methods"]), flush=True)
     if opts.against:
         outputs["against"], said = against(cfg, opts, root, setup, {s.rank: s for s in samples})
         print(said, flush=True)
+    write_summary(cfg, dataclasses.replace(summary, outputs=outputs))  # the report reads it
+    write_report(root)
     return write_summary(cfg, dataclasses.replace(summary, outputs=outputs | {"report": "report.html"}))
 
 

@@ -67,11 +67,12 @@ def test_groups_are_of_days_cloud_orbit_and_cover():
         {"days": 31, "cloud_share": 0.2, "mae": math.nan, "orbit": "descending"},
     ]
     found = scores.groups(columns(rows), ["mae"])
-    table = {k: [(g["group"], g["n"], g["mae"]) for g in v] for k, v in found.items()}
+    table = {k: [(g["group"], g["n"], g["mae"]["mean"]) for g in v] for k, v in found.items()}
     assert table["days"] == [
         ("same day", 1, 0.4), ("1 to 3 days", 1, 0.1), ("4 to 7 days", 1, 0.2), ("over 30 days", 2, 0.8),
     ]  # fmt: skip
     assert table["cloud"] == [("none", 1, 0.1), ("up to 0.5 %", 1, 0.2), ("over 5 %", 2, 0.8), ("unknown", 1, 0.4)]
+    assert found["days"][-1]["mae"]["n"] == 1
     assert [g[:2] for g in table["orbit"]] == [("ascending", 3), ("descending", 2)]
     assert [g[:2] for g in table["cover"]] == [("unknown", 4), ("water", 1)]
 

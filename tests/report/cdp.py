@@ -33,7 +33,8 @@ class Browser:
             os.dup2(second, 4)
 
         env = os.environ | {"HOME": str(folder)}
-        own = ("--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}", "about:blank")  # no start page: it fetches
+        # a blank page, since the usual start page fetches things of its own
+        own = ("--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}", "about:blank")
         command = [str(CHROMIUM), *FLAGS, *own]
         self._process = subprocess.Popen(
             command, preexec_fn=connect, close_fds=False, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

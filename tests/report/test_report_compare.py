@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from cdp import CHROMIUM, FLAGS
 from dom import Node, harmless
-from test_report_browser import CHROMIUM, FLAGS
 from test_report_plots import checked, words
 from test_report_robust import EVIL
 from test_report_training import PROBE

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cdp import CHROMIUM, FLAGS
 from dom import Node, harmless, parse
 from PIL import Image
-from test_report_browser import CHROMIUM, FLAGS
 from test_report_plots import checked, words
 from test_report_robust import EVIL
 
