@@ -52,7 +52,7 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser() -> str:
+def chromium() -> str:
     """Path of a headless Chromium."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     need("browser", found is not None, "install the package chromium")

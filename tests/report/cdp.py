@@ -5,25 +5,36 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
+import re
 import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
 )  # fmt: skip
 KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9, " ": 32}
 PATIENCE = 20.0  # seconds for an answer
+#: what any page must show: nothing beyond its right edge, all pictures, plots whose words can be read
+LOOK = """(() => {
+  for (const d of document.querySelectorAll('details')) d.open = true;
+  return {
+    scroll: document.documentElement.scrollWidth,
+    wide: [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre, svg')
+      && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className),
+    images: [...document.images].every(i => i.complete && i.naturalWidth > 0), count: document.images.length,
+    paper: getComputedStyle(document.body).backgroundColor,
+    font: Math.min(...[...document.querySelectorAll('.plot text')].map(t => t.getBoundingClientRect().height)),
+  };
+})()"""
 
 
 class Browser:
     """One browser with one tab. `events`: what it told on its own, as (method, params)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, chromium: str, folder: Path) -> None:
         commands, self._to = os.pipe()
         self._from, answers = os.pipe()
 
@@ -35,7 +46,7 @@ class Browser:
         env = os.environ | {"HOME": str(folder)}
         # a blank page, since the usual start page fetches things of its own
         own = ("--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}", "about:blank")
-        command = [str(CHROMIUM), *FLAGS, *own]
+        command = [chromium, *FLAGS, *own]
         self._process = subprocess.Popen(
             command, preexec_fn=connect, close_fds=False, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -132,6 +143,19 @@ class Browser:
         """URLs of requests since the page was opened, data: URIs apart."""
         urls = [p["request"]["url"] for m, p in list(self.events) if m == "Network.requestWillBeSent"]
         return [u for u in urls if not u.startswith("data:")]
+
+    def fits(self, page: Path, width: int, dark: bool) -> int:
+        """Open a page and check LOOK, its theme, and that it neither complains nor fetches; the number of its pictures."""
+        self.open(page, width, dark)
+        seen = self.run(LOOK)
+        assert seen["scroll"] == width
+        assert seen["wide"] == []
+        assert seen["images"] is True
+        assert seen["font"] >= 9
+        assert (sum(map(int, re.findall(r"\d+", seen["paper"])[:3])) < 150) == dark
+        assert self.troubles() == []
+        assert self.fetched() == [page.as_uri()]
+        return int(seen["count"])
 
     def close(self) -> None:
         self("Browser.close")

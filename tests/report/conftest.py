@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fake_run
 import numpy as np
 import pytest
+from cdp import Browser
 from dom import Node, safe
 
 from sar2eo_dist import sources
@@ -28,6 +29,14 @@ def full(run: Path) -> bytes:
 @pytest.fixture(scope="session")
 def page(full: bytes) -> Node:
     return safe(full)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests of pages."""
+    browser = Browser(chromium, tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

@@ -5,24 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fake_run
 import numpy as np
 import pytest
-from cdp import CHROMIUM, Browser
-from cdp import FLAGS as FLAGS
+from cdp import Browser
 from PIL import Image
 
 from sar2eo_dist.records import KEPT
 from sar2eo_dist.report.load import Run
 from sar2eo_dist.report.slider import EXACT, slider
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine: the report is not tried in a browser"
-)
 
 LAYOUT = """(() => {
   const root = document.documentElement, style = e => getComputedStyle(e);
@@ -42,13 +36,6 @@ LAYOUT = """(() => {
       style(document.querySelector('#reselect button')).color],
   };
 })()"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
-import subprocess
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cdp import CHROMIUM, FLAGS
+from cdp import Browser
 from dom import Node, harmless, parse
 from PIL import Image
 from test_report_plots import checked, words
@@ -361,47 +358,8 @@ def test_the_validation_curve() -> None:
     checked(plots.validation_curve(range(5000), [1.0] * 5000, {"translated": 1.0}, 4999, "z")[0])
 
 
-# the page holds no script: one is put beside it, with the page in frames of two widths
-PROBE = """
-const out = [...document.querySelectorAll('iframe')].map(frame => {
-  const doc = frame.contentDocument, view = doc.defaultView;
-  return {
-    width: view.innerWidth, scroll: doc.documentElement.scrollWidth,
-    wide: [...doc.querySelectorAll('body *')].filter(e => !e.closest('.scroll, pre, svg')
-      && e.getBoundingClientRect().right > view.innerWidth + 1).map(e => e.tagName + '.' + e.className),
-    images: [...doc.images].every(i => i.complete && i.naturalWidth > 0), count: doc.images.length,
-    paper: view.getComputedStyle(doc.body).backgroundColor,
-    font: Math.min(...[...doc.querySelectorAll('.plot text')].map(t => t.getBoundingClientRect().height)),
-  };
-});
-document.body.dataset.found = JSON.stringify(out);
-"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: the page is not tried in a browser")
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_page_in_a_browser(run: Path, tmp_path: Path, dark: bool) -> None:
-    (tmp_path / "inner.html").write_bytes(training.build(str(run), FOLDERS))
-    frames = "".join(
-        f'<iframe src="inner.html" style="border:0;width:{w}px;height:900px"></iframe>' for w in (400, 1300)
-    )
-    (tmp_path / "outer.html").write_text(f"<body>{frames}<script>onload = () => {{ {PROBE} }}</script></body>")
-    command = [
-        str(CHROMIUM), *FLAGS, "--enable-logging=stderr", "--allow-file-access-from-files",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", f"file://{tmp_path / 'outer.html'}",
-    ]  # fmt: skip
-    env = os.environ | {"HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env)
-    assert ":CONSOLE" not in done.stderr, done.stderr
-    found = re.search(r'data-found="([^"]*)"', done.stdout)
-    assert found, done.stdout[:500] + done.stderr[-500:]
-    frames_seen = json.loads(unescape(found[1]))
-    assert [f["width"] for f in frames_seen] == [400, 1300]
-    for f in frames_seen:
-        assert f["scroll"] == f["width"]
-        assert f["wide"] == []
-        assert f["images"] is True
-        assert f["count"] == 6
-        assert f["font"] >= 9
-        assert (sum(map(int, re.findall(r"\d+", f["paper"])[:3])) < 150) == dark
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (400, True), (1300, False), (1300, True)])
+def test_the_page_in_a_browser(run: Path, tmp_path: Path, browser: Browser, width: int, dark: bool) -> None:
+    page = tmp_path / "page.html"
+    page.write_bytes(training.build(str(run), FOLDERS))
+    assert browser.fits(page, width, dark) == 6
