@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sar2eo_dist.errors import ModelError
 from sar2eo_dist.evaluation.metrics import BASIC, LOWER_IS_BETTER, NAMES, image_metrics
@@ -55,6 +56,21 @@ def test_equal_to_torchmetrics_on_fully_valid_images(torchmetrics_image: Any, to
     sure = (p.sum(1) > 0) & (t.sum(1) > 0)  # clipping leaves a few black pixels, which have no angle
     angle = torchmetrics_image.spectral_angle_mapper(p, t, reduction="none")
     np.testing.assert_allclose(ours["sam"], [a[m].mean() for a, m in zip(angle, sure, strict=True)], rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_to_scikit_image(seed: int) -> None:
+    """Its map leaves the outer 5 pixels out of the mean: a mask whose windows are those does the same here."""
+    pred, true, valid = images(seed, n=1, size=64)
+    ours = image_metrics(pred, true, valid, 3000.0)
+    p, t = (a[0].astype(np.float64) for a in (pred, true))
+    assert ours["psnr"][0] == pytest.approx(peak_signal_noise_ratio(t, p, data_range=3000.0), rel=1e-9)
+    gaussian: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    inner, whole = structural_similarity(t, p, data_range=3000.0, channel_axis=0, full=True, **gaussian)
+    assert ours["ssim"][0] == pytest.approx(whole.mean(), rel=2e-3)  # borders are reflected another way
+    wider = [np.pad(a, [(0, 0), (0, 0), (8, 8), (8, 8)]) for a in (pred, true)]
+    ours = image_metrics(*wider, np.pad(valid, [(0, 0), (8, 8), (8, 8)]), 3000.0)
+    assert ours["ssim"][0] == pytest.approx(inner, rel=1e-5)
 
 
 def test_names_are_those_asked_for() -> None:
