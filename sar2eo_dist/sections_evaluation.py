@@ -13,7 +13,7 @@ class Evaluate(Section):
     split: Literal["val", "test", "train"] = "val"
     samples: int = Field(6, ge=0, description="side-by-side samples in the report, evenly spaced")
     extremes: int = Field(4, ge=0, description="worst and best tiles in the report, so many of each")
-    fit: int = Field(512, ge=1, description="training pairs that the linear baseline is fitted on")
+    fit: int = Field(512, ge=1, description="training pairs that mean image and linear baseline are fitted on")
     extractor: Literal["inception", "efficientnet_lite0", "means", "none"] = Field(
         "efficientnet_lite0", description="of the Frechet distance; inception: with cca.weights, it is the FID"
     )

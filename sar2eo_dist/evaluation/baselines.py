@@ -1,11 +1,10 @@
 """Trivial predictors that every table shows beside the models: a model that does not beat them has learned nothing.
 
-    zero      DN 0 everywhere
-    mean      each band's mean over the training pairs (a mean per pixel means nothing across different places)
-    linear    per-pixel least squares of B4, B3, B2 on VV and VH in dB
+    zero      the lowest value that the scaling of EO has, everywhere (`fixed`: DN 0)
+    mean      each band's mean over some training pairs (a mean per pixel means nothing across different places)
+    linear    per-pixel least squares of B4, B3, B2 on VV and VH in dB, on the same pairs
 
-The last two are sums in float64 that merge; merge in the order of the units' keys and the result is the same bits for
-any number of workers.
+The last two are sums in float64, pair after pair in a given order: the same bits wherever they are computed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def constant(bands: Array, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 
 @dataclass(slots=True)
 class MeanImage:
-    """Band means over valid pixels. DN are integers, so the sums are exact and the order of merging is moot."""
+    """Band means over valid pixels."""
 
     count: int = 0
     sums: Floats = field(default_factory=lambda: np.zeros(3))
@@ -48,12 +47,6 @@ class MeanImage:
         pixels = np.moveaxis(eo, 1, -1)[valid].astype(np.float64)
         self.count += len(pixels)
         self.sums = self.sums + pixels.sum(axis=0)
-        return self
-
-    def merge(self, other: MeanImage) -> MeanImage:
-        """Take in another's sums. Returns itself."""
-        self.count += other.count
-        self.sums = self.sums + other.sums
         return self
 
     def solve(self) -> Floats:
@@ -99,13 +92,6 @@ class LinearFit:
         self.count += len(x)
         self.xx = self.xx + np.array([[np.sum(a * b) for b in columns] for a in columns])
         self.xy = self.xy + np.array([[np.sum(a * b) for b in y.T] for a in columns])
-        return self
-
-    def merge(self, other: LinearFit) -> LinearFit:
-        """Take in another's sums. Returns itself."""
-        self.count += other.count
-        self.xx = self.xx + other.xx
-        self.xy = self.xy + other.xy
         return self
 
     def solve(self) -> LinearModel:

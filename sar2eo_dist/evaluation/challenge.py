@@ -23,6 +23,8 @@ from sar2eo_dist.errors import ModelError
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 POWERS, REDUCES = (1, 2), ("sum", "mean")
+#: share of its pixels that an image must have to be compared: two images of a pixel each would be equal
+ENOUGH = 0.5
 
 
 def multiearth_mse_sum(queries: Iterable[Any]) -> float:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from sar2eo_dist.evaluation import distribution
 from sar2eo_dist.evaluation.bootstrap import interval
-from sar2eo_dist.evaluation.metrics import LOWER_IS_BETTER
 
 Columns = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
@@ -24,27 +23,37 @@ DAYS = ((0, "same day"), (3, "1 to 3 days"), (7, "4 to 7 days"), (14, "8 to 14 d
 CLOUD = ((0.0, "none"), (0.005, "up to 0.5 %"), (0.05, "0.5 to 5 %"))
 
 
-def methods(columns: Columns, names: Sequence[str] = METRICS) -> list[dict[str, Any]]:
+def methods(
+    columns: Columns, names: Sequence[str] = METRICS, asked: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """One entry a method, in the order of METHODS: for each metric mean, median, 95 % interval of the mean (bootstrap over
     places) and the count of pairs that it is taken over; and the challenge's two figures.
 
     columns: equally long: method, place, sar_key (str) and the metrics (float64, NaN where there was nothing to measure).
-    An infinite PSNR (a perfect image) makes an infinite mean. What cannot be said is None.
+    asked: see `challenge`. An infinite PSNR (a perfect image) makes an infinite mean; it is None like all that cannot be said.
     """
     out = []
     for method in _there(columns):
         rows = {k: v[columns["method"] == method] for k, v in columns.items()}
         entry: dict[str, Any] = {"method": method, "n": len(rows["method"])}
         entry |= {name: _figure(rows[name], rows["place"]) for name in names}
-        out.append(entry | {"challenge": challenge(rows)})
+        out.append(entry | {"challenge": challenge(rows, asked)})
     return out
 
 
-def challenge(rows: Columns) -> dict[str, Any]:
+def challenge(rows: Columns, asked: Mapping[str, int] | None = None) -> dict[str, Any]:
     """`multiearth_mse_sum` and `mae_min` of one method's rows: a query is a SAR image, its truths the optical images paired
-    with it, its answer the one image made of it (the challenge's own queries had three, summed)."""
-    out: dict[str, Any] = {"multiearth_mse_sum": None, "mae_min": None, "queries": 0, "images": 0, "unanswered": 0}
-    keys, query = np.unique(rows["sar_key"], return_inverse=True)
+    with it, its answer the one image made of it (the challenge's own queries had three, summed).
+
+    The image of the nearest other date is another one for each truth, and may be a truth of the same query: there each pair
+    is a query of its own. asked: SAR key -> truths that it should have had. unanswered: queries without any figure;
+    incomplete: those with fewer truths than asked for, whose minimum is the larger for it.
+    """
+    out: dict[str, Any] = {"multiearth_mse_sum": None, "mae_min": None}
+    dated = bool(len(rows["method"])) and rows["method"][0] == "nearest_date"
+    keys, query = np.unique(rows["rank" if dated else "sar_key"], return_inverse=True)
+    wanted = np.ones(len(keys), int) if dated or asked is None else np.array([asked[k] for k in keys.tolist()])
+    lost = 0 if dated or asked is None else len(asked) - len(keys)
     for figure, name in zip(("multiearth_mse_sum", "mae_min"), CHALLENGE, strict=True):
         best = np.full(len(keys), np.inf)
         known = np.isfinite(rows[name])
@@ -52,7 +61,9 @@ def challenge(rows: Columns) -> dict[str, Any]:
         answered = best[np.isfinite(best)]
         if len(answered):
             out[figure] = float(answered.mean())
-        out |= {"queries": len(answered), "images": len(answered), "unanswered": len(keys) - len(answered)}
+        truths = np.bincount(query, known, len(keys))
+        out |= {"queries": len(answered), "images": len(answered), "unanswered": len(keys) - len(answered) + lost,
+                "incomplete": int(((truths > 0) & (truths < wanted)).sum())}  # fmt: skip
     return out
 
 
@@ -62,7 +73,7 @@ def groups(columns: Columns, names: Sequence[str] = METRICS) -> dict[str, list[d
     kinds = {
         "cover": np.where(columns["cover"] == "", "unknown", columns["cover"]),
         "days": _classes(np.abs(columns["days"]), DAYS, "over 30 days"),
-        "orbit": columns["orbit"],
+        "orbit": np.where(columns["orbit"] == "", "unknown", columns["orbit"]),
         "cloud": _classes(columns["cloud_share"], CLOUD, "over 5 %"),
     }
     order = [name for _, name in (*DAYS, *CLOUD)]
@@ -104,10 +115,9 @@ def extremes(columns: Columns, n: int) -> tuple[list[int], list[int]]:
     last = next((m for m in ("enhanced", "translated") if (columns["method"] == m).any()), "")
     mask = (columns["method"] == last) & np.isfinite(columns["mae"])
     ranks, mae = columns["rank"][mask], columns["mae"][mask]
-    order = np.lexsort((ranks, mae))
-    best = [int(r) for r in ranks[order[:n]]]
-    worst = [int(r) for r in ranks[order[::-1][:n]]]
-    return [r for r in worst if r not in best], best  # of a handful of pairs, none is both
+    order = ranks[np.lexsort((ranks, mae))].tolist()
+    half = -(-len(order) // 2)  # of a handful of pairs, none is both
+    return order[::-1][: min(n, half)], order[: min(n, len(order) - half)]
 
 
 def words(found: Sequence[Mapping[str, Any]]) -> str:
@@ -122,14 +132,9 @@ def words(found: Sequence[Mapping[str, Any]]) -> str:
         score, distance = e["challenge"]["multiearth_mse_sum"], e.get("frechet")
         last = f"{score:12.5f}" if score is not None else f"{'':12s}"
         lines.append(
-            f"  {e['method']:16s}{e['n']:8,d}{cells}{last}" + (f"{distance['value']:12.2f}" if distance else "")
+            f"  {e['method']:16s}{e['mae']['n']:8,d}{cells}{last}" + (f"{distance['value']:12.2f}" if distance else "")
         )
     return "\n".join(lines)
-
-
-def better(name: str) -> bool:
-    """Whether less of a metric is better."""
-    return LOWER_IS_BETTER[name]
 
 
 def _has(entry: Mapping[str, Any], name: str) -> bool:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config, explained
-from sar2eo_dist.errors import ConfigError, NotFound
+from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation.compare import match, paired
 from sar2eo_dist.pipeline.held_out import STAGE, make_pictures, pairs_of, prepare
 from sar2eo_dist.pipeline.measure import TRUE, Sample, Setup, stem
@@ -34,7 +34,7 @@ def against(cfg: Config, opts: Options, root: str, setup: Setup, samples: dict[i
         shown = _pictures(cfg, opts, root, other, setup, samples)
         storage.put(storage.join(root, PICTURES), json.dumps(shown, indent=1).encode())
         pictures = PICTURES
-    except (NotFound, ConfigError) as e:  # its figures are enough for the page
+    except Sar2EoError as e:  # its figures are enough for the page
         print(f"evaluate: no pictures of the pairs that changed: {e}", file=sys.stderr)
     return page.write(root, other, pictures)
 

@@ -1,7 +1,8 @@
 """evaluate: measure every pair of the held-out fold beside trivial predictors; the figures, the pictures, the report.
 
 Two rounds of units: slices of pairs to tables of figures, then, when it is known which are worst and best, a few pairs to
-pictures. The driver reduces the tables; each figure depends on its pair alone, so the workers' number and order are moot.
+pictures. The driver reduces the tables; a figure depends on its pair alone (the baselines' on the pairs that they were
+fitted on too), so the workers' number and order are moot.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +21,9 @@ import pyarrow.parquet as pq
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import Sar2EoError
+from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation import scores
+from sar2eo_dist.evaluation.metrics import LOWER_IS_BETTER
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.pipeline.against import against
 from sar2eo_dist.pipeline.held_out import STAGE, Planned, make_pictures, pairs_of, prepare, runner
@@ -28,10 +31,12 @@ from sar2eo_dist.pipeline.measure import TRUE, Measure, Sample, Setup, stem
 from sar2eo_dist.pipeline.shard import spread
 from sar2eo_dist.pipeline.stage import Options, Summary, run_stage, write_summary
 from sar2eo_dist.pipeline.submission import submission
+from sar2eo_dist.radiometry import DN_RANGE
 from sar2eo_dist.records import Unit, digest
 from sar2eo_dist.report.page import write as write_report
 
-DN_SPAN = 3000  # that 1.0 stands for with the fixed scaling
+NETWORKS = ("translated", "enhanced")
+UNKNOWN_DATE = np.datetime64("1970-01-01")  # of a folder of pairs that tells none
 
 
 def evaluate(cfg: Config, opts: Options) -> Summary | str:
@@ -39,6 +44,8 @@ def evaluate(cfg: Config, opts: Options) -> Summary | str:
     if opts.submission:
         return submission(cfg, opts)
     root = storage.absolute(cfg.run.out)
+    if opts.against and not storage.exists(storage.join(storage.absolute(opts.against), STAGE, "metrics.parquet")):
+        raise ConfigError(f"--against: run jobs/evaluate.py there first: {opts.against}")
     setup, chosen = prepare(cfg, root)
     samples = pairs_of(cfg, root, setup, chosen)
     fingerprint = digest(cfg.fingerprint(STAGE), _beside(cfg))
@@ -55,17 +62,21 @@ def evaluate(cfg: Config, opts: Options) -> Summary | str:
     if not entries:
         raise Sar2EoError(f"no pair could be measured; the first reason: {summary.quarantined[0]['reason']}")
     table = _joined(root, entries)
-    found = _scores(cfg, root, table, entries, len(chosen))
+    found = _scores(cfg, root, table, entries, samples)
     summary, shown = pictures(cfg, opts, setup, {s.rank: s for s in samples}, table, summary)
     outputs = {"metrics": f"{STAGE}/metrics.parquet", "scores": f"{STAGE}/scores.json"}
     outputs["samples"] = _publish(root, setup, table, found, shown)
     print(scores.words(found["methods"]), flush=True)
-    if opts.against:
-        outputs["against"], said = against(cfg, opts, root, setup, {s.rank: s for s in samples})
-        print(said, flush=True)
     write_summary(cfg, dataclasses.replace(summary, outputs=outputs))  # the report reads it
     write_report(root)
-    return write_summary(cfg, dataclasses.replace(summary, outputs=outputs | {"report": "report.html"}))
+    outputs["report"] = "report.html"
+    summary = write_summary(cfg, dataclasses.replace(summary, outputs=outputs))
+    if opts.against:
+        page, said = against(cfg, opts, root, setup, {s.rank: s for s in samples})
+        print(said, flush=True)
+        write_report(root)  # which now names the other page
+        summary = dataclasses.replace(summary, outputs=outputs | {"against": page})
+    return summary
 
 
 def _beside(cfg: Config) -> list[object]:
@@ -87,11 +98,15 @@ def _joined(root: str, entries: Sequence[Entry]) -> pa.Table:
     return pa.concat_tables(tables).sort_by([(k, "ascending") for k in ("eo_key", "sar_key", "method", "rank")])
 
 
-def _scores(cfg: Config, root: str, table: pa.Table, entries: Sequence[Entry], asked: int) -> dict[str, Any]:
+def _scores(
+    cfg: Config, root: str, table: pa.Table, entries: Sequence[Entry], samples: Sequence[Sample]
+) -> dict[str, Any]:
     """scores.json as a tree."""
     columns = columns_of(table)
+    columns["days"] = np.where(columns["eo_date"] == UNKNOWN_DATE, np.nan, columns["days"])
+    made = np.isin(columns["method"], NETWORKS) & np.isfinite(columns["mae"])
     names = [n for n in scores.METRICS if n != "lpips" or cfg.evaluate.lpips]
-    found = scores.methods(columns, names)
+    found = scores.methods(columns, names, Counter(s.pair.sar_key for s in samples))
     features, name = _features(root, entries)
     if features:
         places = dict(zip(columns["rank"].tolist(), columns["place"].tolist(), strict=True))
@@ -101,11 +116,11 @@ def _scores(cfg: Config, root: str, table: pa.Table, entries: Sequence[Entry], a
     fixed = cfg.scaling.eo == "fixed"
     return {
         "split": cfg.evaluate.split,
-        "pairs": asked,
-        "measured": len(set(columns["rank"].tolist())),
-        "dn": DN_SPAN if fixed else None,
+        "pairs": len(samples),
+        "measured": len(set(columns["rank"][made].tolist())),
+        "dn": DN_RANGE[1] - DN_RANGE[0] if fixed else None,
         "metrics": names,
-        "lower": {n: scores.better(n) for n in names},
+        "lower": {n: LOWER_IS_BETTER[n] for n in names},
         "methods": [{"frechet": None} | e for e in found],
         "groups": scores.groups(columns, names),
     }
@@ -142,10 +157,10 @@ def pictures(
     """Make the pictures of the pairs to show: (both rounds' summary, [(pair, why it is shown)] of those that were made)."""
     measured = sorted(set(table["rank"].to_pylist()))
     worst, best = scores.extremes(columns_of(table), cfg.evaluate.extremes)
-    why = dict.fromkeys(spread(measured, cfg.evaluate.samples), "spread")
-    shown = [(samples[i], "worst") for i in worst] + [(samples[i], "best") for i in best]
-    shown += [(samples[i], "spread") for i in why]
-    every = list({s.rank: s for s, _ in shown}.values())
+    why = dict.fromkeys(worst, "worst") | dict.fromkeys(best, "best")
+    why |= dict.fromkeys(spread([r for r in measured if r not in why], cfg.evaluate.samples), "spread")
+    shown = [(samples[i], w) for i, w in why.items()]
+    every = [s for s, _ in shown]
     summary, made = make_pictures(cfg, opts, setup, every, "samples")
     both = dataclasses.replace(
         before, status="partial" if summary.quarantined else before.status, done=before.done + summary.done,

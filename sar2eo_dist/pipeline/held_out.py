@@ -29,13 +29,20 @@ Planned = dict[str, tuple[Unit, list[Sample]]]
 
 
 def prepare(cfg: Config, root: str) -> tuple[Setup, list[int]]:
-    """What the workers load, and the ranks of the pairs to be measured."""
+    """What the workers load, and the ranks of the pairs to be measured. Raises Sar2EoError where the networks were trained on
+    other shards, or scaled in another way than the config says."""
     sharded, trained = read_summary(cfg, "shard"), read_summary(cfg, "train")["outputs"]
     bundles = tuple(storage.join(root, trained[r]) for r in ("translate", "enhance") if r in trained)
     store = storage.join(root, sharded["outputs"]["store"])
     for uri in bundles:
         if bundle.read(uri).data != sharded["digest"]:  # its training pairs may be in this store's held-out fold
             raise Sar2EoError(f"this bundle was trained on other shards: run jobs/train.py again: {uri}")
+        scaling = cfg.scaling.model_dump(mode="json")
+        if odd := [k for k, v in scaling.items() if bundle.read(uri).scaling.get(k, v) != v]:
+            was = ", ".join(f"scaling.{k} {bundle.read(uri).scaling[k]}" for k in odd)
+            raise Sar2EoError(
+                f"this bundle was trained with {was}, not as the config says: run jobs/train.py again: {uri}"
+            )
     chosen, training = (present(sharded, ranks(store, s)).tolist() for s in (cfg.evaluate.split, "train"))
     if not chosen or not training:
         raise ConfigError(
@@ -85,6 +92,7 @@ def make_pictures(
         plan[unit.id] = unit, part
     again = dataclasses.replace(opts, limit=0)
     planned = list(plan.values())
-    summary = run_stage(cfg, again, STAGE, [u for u, _ in planned], runner(cfg, setup, plan, Show), "pictures")
+    # of so many: figures stand without pictures, none of these fails the run
+    summary = run_stage(cfg, again, STAGE, [u for u, _ in planned], runner(cfg, setup, plan, Show), "pictures", 1 << 40)
     lost = {q["unit"] for q in summary.quarantined}
     return summary, {s.rank for u, part in planned if u.id not in lost for s in part}

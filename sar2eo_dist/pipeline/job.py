@@ -101,12 +101,14 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
         for verb in verbs:
             if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
                 continue
+            if verb.__name__ == "collect" and cfg.data.kind == "folder_pair" and len(verbs) > 1:
+                continue  # ready pairs need none
             try:
                 summary = verb(cfg, opts)
             except BaseException as e:
                 # a reselect that fails before it publishes leaves what was selected before (archive.unfinished); a
-                # submission is none of this run
-                stands = opts.submission or (opts.reselect and not isinstance(e, KeptOutOfBounds))
+                # submission, or another run, is none of this one
+                stands = opts.submission or opts.against or (opts.reselect and not isinstance(e, KeptOutOfBounds))
                 if not opts.dry_run and verb.__name__ in STAGES and not stands:
                     failed(cfg, verb.__name__, e)
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from PIL import Image
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.cca import cloud, exposure
-from sar2eo_dist.errors import BadInput
+from sar2eo_dist.errors import AccessDenied, BadInput, ConfigError, Corrupt, NotFound, SourceChanged
 from sar2eo_dist.evaluation import baselines
-from sar2eo_dist.evaluation.challenge import distances
+from sar2eo_dist.evaluation.challenge import ENOUGH, distances
 from sar2eo_dist.evaluation.lpips import Lpips
 from sar2eo_dist.evaluation.metrics import NAMES, image_metrics
 from sar2eo_dist.ledger import Entry
@@ -78,7 +78,8 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A pair as all methods see it. true, images: (3, H, W) float32 in [0, 1]; eo: DN; masks: where each image counts."""
+    """A pair as all methods see it. true, images: (3, H, W) float32 in [0, 1]; eo: DN; masks: where each image counts; dn:
+    an image as it was before it was scaled, where there is that."""
 
     db: F32
     eo: npt.NDArray[np.uint16]
@@ -86,6 +87,7 @@ class Compared:
     true: F32
     images: dict[str, F32]
     masks: dict[str, Mask]
+    dn: dict[str, npt.NDArray[np.uint16]]
     fault: str  # why there is no image of the nearest date, though there should be
 
 
@@ -102,31 +104,31 @@ class Worker:
         return (scale_eo(eo, valid, self.chain.scaling) + np.float32(1)) / np.float32(2)
 
     def compare(self, sample: Sample) -> Compared:
-        """The networks' images of one pair, and that of the other date. Raises storage's errors, and SourceChanged where the
-        other date's file is another now."""
+        """The networks' images of one pair, and that of the other date; one that does not read any more is told of, for it is
+        a reference alone. Raises storage's errors of the pair itself, and Unavailable."""
         sar, eo, valid = self.read(sample.rank)
         db = decode_db(sar)
         made = zip(("translated", "enhanced"), self.chain(db), strict=False)
         images = {name: (x + np.float32(1)) / np.float32(2) for name, x in made}
         masks: dict[str, Mask] = dict.fromkeys(images, valid)
-        fault = ""
+        dn, fault = {}, ""
         if sample.near:
             try:
-                images["nearest_date"], there = self._near(sample.near, sample.pair)
+                dn["nearest_date"], there = self._near(sample.near, sample.pair)
+                images["nearest_date"] = self._unit_range(dn["nearest_date"], there)
                 masks["nearest_date"] = valid & there
-            except BadInput as e:
+            except (BadInput, NotFound, AccessDenied, SourceChanged) as e:
                 fault = str(e)
-        return Compared(db, eo, valid, self._unit_range(eo, valid), images, masks, fault)
+        return Compared(db, eo, valid, self._unit_range(eo, valid), images, masks, dn, fault)
 
-    def _near(self, ref: TileRef, pair: Pair) -> tuple[F32, Mask]:
-        """The optical image of another date on the grid of this pair's own, and where it has data."""
+    def _near(self, ref: TileRef, pair: Pair) -> tuple[npt.NDArray[np.uint16], Mask]:
+        """DN of another date on the grid of this pair's own, and where it has data."""
         seen = sources.read_eo(ref)
         sources.unchanged(ref)
         bands = exposure.harmonise(seen.bands, seen.offset)
         moved = shift(bands.astype(np.float32), *offset((ref.lon, ref.lat), (pair.lon, pair.lat)))
         there: Mask = np.asarray((np.nan_to_num(moved) > 0).all(axis=0))
-        dn = np.where(there, np.nan_to_num(moved), 0).astype(np.uint16)
-        return self._unit_range(dn, there), there
+        return np.where(there, np.nan_to_num(moved), 0).astype(np.uint16), there
 
 
 class Measure(Worker):
@@ -138,11 +140,20 @@ class Measure(Worker):
         self.net = None if e.extractor == "none" else extractor(e.extractor, weights=setup.cca.weights, device=device)
         self.lpips = Lpips(storage.absolute(e.lpips), device) if e.lpips else None
         self.cover = LandCover(storage.absolute(e.land_cover)) if e.land_cover else None
-        self.trivial = baselines.fit(self._training(i) for i in setup.fit)
+        self.damaged = 0  # training pairs that the baselines had to do without
+        self.trivial = baselines.fit(self._training(setup.fit))
 
-    def _training(self, i: int) -> tuple[F32, F32, Mask]:
-        sar, eo, valid = self.read(i)
-        return decode_db(sar), self._unit_range(eo, valid), valid
+    def _training(self, ranks: Sequence[int]) -> Iterator[tuple[F32, F32, Mask]]:
+        """The training pairs that read. Raises ConfigError, which ends the run, where none does."""
+        for i in ranks:
+            try:
+                sar, eo, valid = self.read(i)
+            except (Corrupt, NotFound) as e:
+                self.damaged += 1
+                if self.damaged == len(ranks):
+                    raise ConfigError(f"none of {len(ranks)} training pairs reads; the last: {e}") from e
+                continue
+            yield decode_db(sar), self._unit_range(eo, valid), valid
 
     def compare(self, sample: Sample) -> Compared:
         """Those, and the trivial predictors'."""
@@ -155,6 +166,7 @@ class Measure(Worker):
     def __call__(self, unit: Unit, part: Sequence[Sample], attempt: int) -> Entry:
         begin, size = time.time(), 0
         counts: Counter[str] = Counter({"pairs": len(part)})
+        counts["slices whose baselines lack damaged training pairs"] += bool(self.damaged)
         rows: list[dict[str, Any]] = []
         features: list[dict[str, Any]] = []
         for sample in part:
@@ -188,6 +200,7 @@ class Measure(Worker):
             "valid_share": inside / valid.size,
         }
         counts["pairs without a valid pixel"] += not inside
+        counts["pairs with too little data for the challenge"] += 0 < inside < ENOUGH * valid.size
         counts["pairs with a constant truth"] += bool(inside) and bool((np.ptp(seen.eo[:, valid], axis=1) == 0).any())
         counts["pairs without another clear date"] += "nearest_date" not in seen.images
         counts["other dates unreadable"] += bool(seen.fault)
@@ -195,19 +208,22 @@ class Measure(Worker):
         for method, image in seen.images.items():
             figures, mask = dict.fromkeys(_NUMBERS, np.nan), seen.masks[method]
             if mask.any() and np.isfinite(image[:, mask]).all():
-                figures |= self._figures(image, seen, mask)
+                figures |= self._figures(method, seen)
             elif mask.any():
                 counts[f"{method} images not finite"] += 1
             rows.append(base | {"method": method} | figures)
         return rows
 
-    def _figures(self, image: F32, seen: Compared, mask: Mask) -> dict[str, float]:
+    def _figures(self, method: str, seen: Compared) -> dict[str, float]:
+        image, mask = seen.images[method], seen.masks[method]
         image = np.clip(np.where(mask, image, 0), 0, 1)
         found = image_metrics(image[None], seen.true[None], mask[None], 1.0, NAMES)
         if self.lpips:
             found["lpips"] = self.lpips(image[None], seen.true[None], mask[None])
-        for p, name in ((2, "challenge_mse"), (1, "challenge_mae")):  # against DN: a truth is not clipped
-            found[name] = distances(image[None], seen.eo[None], p, mask[None])[0]
+        if mask.mean() >= ENOUGH:
+            raw = seen.dn.get(method, image)  # against DN, and DN against it: neither is clipped
+            for p, name in ((2, "challenge_mse"), (1, "challenge_mae")):
+                found[name] = distances(raw[None], seen.eo[None], p, mask[None])[0]
         return {name: float(value[0]) for name, value in found.items()}
 
     def _features(self, sample: Sample, seen: Compared) -> list[dict[str, Any]]:

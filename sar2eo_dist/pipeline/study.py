@@ -1,6 +1,7 @@
 """study: several variants of one config, each trained with several seeds and evaluated, in one table.
 
-All share this run folder's shards; a network that is trained already is found done, so a study grows by its config. The
+All share this run folder's shards; a network that is trained already is found done, so a study grows by its config. What
+one variant left under the names of `train` and `evaluate` is taken away at the end: those verbs find it done, or theirs. The
 table has the shape of the paper's Table 1: a row a submission with its challenge figure; trivial predictors below.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +27,12 @@ from sar2eo_dist.pipeline.train import train
 from sar2eo_dist.records import digest
 
 STAGE = "study"
-#: sections that a variant may not change: they would change the pairs, which all variants share
-SHARED = ("run", "data", "synthetic", "cca", "pairing", "split", "shard", "study")
+#: sections that a variant may not change: they would change the pairs, or how they are measured, which all variants share
+SHARED = ("run", "data", "synthetic", "cca", "pairing", "split", "shard", "evaluate", "resources", "study")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a variant: part of a file's name
+#: what tells of one variant alone, and would mislead when the next verb of the whole config reads it
+LEFT = ("train/summary.json", "evaluate/summary.json", "evaluate/metrics.parquet", "evaluate/scores.json",
+        "evaluate/samples.json", "report.html")  # fmt: skip
 FIGURES = ("multiearth_mse_sum", "mae_min", "mae", "rmse", "psnr", "ssim", "ms_ssim", "sam", "lpips", "frechet", "kid")
 REFERENCES = ("baseline_linear", "baseline_mean", "baseline_zero", "nearest_date")
 TITLES = {
@@ -40,20 +46,27 @@ def variants(cfg: Config) -> list[tuple[str, int, Config]]:
     if not cfg.study.variants:
         raise ConfigError("study.variants is empty: name at least one (see jobs/configs/table1.yaml)")
     out = []
+    if len(set(cfg.study.seeds)) < len(cfg.study.seeds):
+        raise ConfigError(f"study.seeds {list(cfg.study.seeds)}: a seed twice is no second opinion")
     for name, variant in cfg.study.variants.items():
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"study.variants: {name!r} is no name of letters, digits, '_', '-' and '.'")
+        if isinstance(variant.set.get("train"), dict) and "seed" in variant.set["train"]:
+            raise ConfigError(f"study.variants.{name}.set changes train.seed: study.seeds says which")
         if taken := sorted(set(variant.set) & set(SHARED)):
             raise ConfigError(
                 f"study.variants.{name}.set changes {', '.join(taken)}: all variants share the same pairs"
             )
         if unknown := sorted(set(variant.rows) - {"translated", "enhanced"}):
             raise ConfigError(f"study.variants.{name}.rows: {', '.join(unknown)}; rows are of translated and enhanced")
-        for seed in cfg.study.seeds:
-            tree = _merged(cfg.model_dump(mode="json"), variant.set)
-            tree["train"]["seed"] = seed
-            try:
-                out.append((name, seed, Config.model_validate(tree)))
-            except ValidationError as e:
-                raise ConfigError(f"study.variants.{name}: {explained(e)}") from None
+        try:
+            made = Config.model_validate(_merged(cfg.model_dump(mode="json"), variant.set))
+        except ValidationError as e:
+            raise ConfigError(f"study.variants.{name}: {explained(e)}") from None
+        out += [
+            (name, s, made.model_copy(update={"train": made.train.model_copy(update={"seed": s})}))
+            for s in cfg.study.seeds
+        ]
     return out
 
 
@@ -73,11 +86,12 @@ def study(cfg: Config, opts: Options) -> Summary:
             if isinstance(summary, Summary):
                 digests.append(summary.digest)
                 parts.append(summary)
-        scores = json.loads(storage.read_bytes(storage.join(root, "evaluate", "scores.json")))
-        storage.put(storage.join(root, STAGE, f"{name}-{seed}.json"), json.dumps(scores, indent=1).encode())
-        table = storage.read_bytes(storage.join(root, "evaluate", "metrics.parquet"))
-        storage.put(storage.join(root, STAGE, f"{name}-{seed}.parquet"), table)
-        found.append((name, seed, scores))
+        for kind, path in (("json", "scores.json"), ("parquet", "metrics.parquet"), ("summary.json", "summary.json")):
+            data = storage.read_bytes(storage.join(root, "evaluate", path))
+            storage.put(storage.join(root, STAGE, f"{name}-{seed}.{kind}"), data)
+        found.append((name, seed, json.loads(storage.read_bytes(storage.join(root, "evaluate", "scores.json")))))
+    for path in LEFT:
+        storage.delete(storage.join(root, path))
     rows = table_rows(cfg, found)
     storage.put(storage.join(root, STAGE, "table.json"), json.dumps(rows, indent=1).encode())
     storage.put(storage.join(root, STAGE, "table.csv"), _csv(rows).encode())
@@ -110,13 +124,14 @@ def table_rows(cfg: Config, found: list[tuple[str, int, dict[str, Any]]]) -> lis
             if shared:
                 title = TITLES[method] + (f" (EO {scalings[name]})" if several else "")
             row = rows.setdefault(key, {"title": title, "method": method, "baseline": shared, "variant": key[0],
-                                        "pairs": entry["n"], "queries": entry["challenge"]["queries"], "seeds": [],
-                                        "figures": {}})  # fmt: skip
+                                        "pairs": [], "queries": [], "seeds": [], "figures": {}})  # fmt: skip
             if not shared and key not in models:
                 models.append(key)
             if shared and row["seeds"]:
                 continue  # no network is in it: every seed says the same
             row["seeds"].append(seed)
+            row["pairs"].append(entry["mae"]["n"])
+            row["queries"].append(entry["challenge"]["queries"])
             for figure in FIGURES:
                 row["figures"].setdefault(figure, []).append(_figure(entry, figure))
     ordered = models + [k for m in REFERENCES for k in rows if k[1] == m]
@@ -144,15 +159,22 @@ def words(rows: list[dict[str, Any]], found: list[tuple[str, int, dict[str, Any]
     lines = [f"{'':{wide}s}" + "".join(f"{heads.get(f, f.upper()):>{cell}s}" for f in shown)]
     lines += [f"{r['title']:{wide}s}" + "".join(f"{_cell(r['figures'][f]):>{cell}s}" for f in shown) for r in rows]
     first = found[0][2]
-    queries = rows[0]["queries"]
     seeds = ", ".join(map(str, sorted({s for _, s, _ in found})))
+    for name, seed, scores in found:
+        if scores["measured"] < scores["pairs"]:
+            lines.append(
+                f"! {name}, seed {seed}: only {scores['measured']:,} of {scores['pairs']:,} pairs were measured"
+            )
+    for r in rows:
+        if len({*r["pairs"], first["pairs"]}) > 1:
+            lines.append(f"! {r['title'].strip()}: over {', '.join(f'{n:,}' for n in r['pairs'])} pairs")
     lines.append(
-        f"{first['measured']:,} of {first['pairs']:,} pairs of split {first['split']}, seeds {seeds}"
+        f"{first['pairs']:,} pairs of split {first['split']}, seeds {seeds}"
         + ("; mean over the seeds and their spread (standard deviation)" if many else "")
     )
     lines.append(
-        f"challenge: multiearth_mse_sum of {queries:,} queries with one image each, on this data: not to be read beside the "
-        "paper's Table 1, whose test set is another and whose queries had three"
+        f"challenge: multiearth_mse_sum of {rows[0]['queries'][0]:,} queries with one image each, on this data: not to be "
+        "read beside the paper's Table 1, whose test set is another and whose queries had three"
     )
     return "\n".join(lines)
 
@@ -161,8 +183,8 @@ def _cell(values: list[float | None]) -> str:
     known = np.array([v for v in values if v is not None])
     if not len(known):
         return "-"
-    mean = f"{known.mean():.4g}"
-    return mean if len(known) == 1 else f"{mean} ± {known.std(ddof=1):.2g}"
+    mean = f"{known.mean():.4g}" if len(known) == 1 else f"{known.mean():.4g} ± {known.std(ddof=1):.2g}"
+    return mean if len(known) == len(values) else f"{mean} ({len(known)} of {len(values)})"
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -171,7 +193,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     out.writerow(["row", "method", "variant", "baseline", "pairs", "queries", "seed", *FIGURES])
     for r in rows:
         for k, seed in enumerate(r["seeds"]):
-            about = [r["title"], r["method"], r["variant"], int(r["baseline"]), r["pairs"], r["queries"], seed]
+            about = [r["title"], r["method"], r["variant"], int(r["baseline"]), r["pairs"][k], r["queries"][k], seed]
             out.writerow([*about, *("" if r["figures"][f][k] is None else r["figures"][f][k] for f in FIGURES)])
     return sink.getvalue()
 

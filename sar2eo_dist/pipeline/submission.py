@@ -37,7 +37,6 @@ from sar2eo_dist.sources.multiearth_netcdf import Target, list_targets
 
 READERS = 8  # threads, each with one query in memory
 SHOWN = 10  # names in a message; challenge.json has all
-HALF = 0.5  # share of its pixels that a truth must have: two images without a pixel would be equal
 OUTPUT = "evaluate/challenge.json"
 #: what is scored -> its title in the table
 METHODS = {"submission": "submission", "black": "black, or any one colour", "nearest_date": "nearest clear date"}
@@ -150,7 +149,7 @@ def _scored(archive: ZipFile, unchanged: Unchanged, query: Query) -> Scored:
             left_out.append((ref.key, str(dn)))
             continue
         valid = (dn > 0).all(axis=0)
-        if valid.mean() < HALF:
+        if valid.mean() < challenge.ENOUGH:
             left_out.append((ref.key, f"partial: data in {valid.mean():.1%} of its pixels"))
             continue
         truths.append(dn)
@@ -161,18 +160,19 @@ def _scored(archive: ZipFile, unchanged: Unchanged, query: Query) -> Scored:
     images: list[npt.NDArray[Any]] = [read_image(archive, name) for name in query.names]
     rows = {"submission": list(range(count)), "black": [count] * count}
     images.append(np.zeros((3, PATCH, PATCH), np.uint8))
-    if query.other is not None:
-        dn = _read(query.other, unchanged)
-        if isinstance(dn, BadInput):
-            left_out.append((query.other.key, str(dn)))
-        else:
-            rows["nearest_date"] = [count + 1] * count
-            images.append(dn)
     stacked, true, valid = np.stack(images), np.stack(truths), np.stack(masks)
     squares, absolute = (challenge.distances(stacked, true, p, valid) for p in (2, 1))
     figures = {
         m: (challenge.nearest(squares[at], "sum"), challenge.nearest(absolute[at], "mean")) for m, at in rows.items()
     }
+    if query.other is not None:
+        dn = _read(query.other, unchanged)
+        there = valid if isinstance(dn, BadInput) else valid & (dn > 0).all(axis=0)
+        if isinstance(dn, BadInput) or there.mean() < challenge.ENOUGH:
+            left_out.append((query.other.key, str(dn) if isinstance(dn, BadInput) else "partial: too little data"))
+        else:
+            apart = [challenge.distances(dn[None], true, p, there) for p in (2, 1)]
+            figures["nearest_date"] = (count * challenge.nearest(apart[0]), challenge.nearest(apart[1]))
     return Scored(query.target.name, len(truths), figures, tuple(left_out))
 
 

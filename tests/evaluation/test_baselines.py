@@ -44,14 +44,15 @@ def test_linear_fit_equals_numpys_least_squares() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 4), max_size=3))
-def test_merging_any_partition_gives_the_same_fit(seed: int, cuts: list[int]) -> None:
+def test_any_partition_gives_the_same_fit(seed: int, cuts: list[int]) -> None:
     sar, eo, valid = batch(seed)
     edges = [0, *sorted(cuts), 4]
-    parts = [LinearFit().add(sar[a:b], eo[a:b], valid[a:b]) for a, b in itertools.pairwise(edges)]
-    merged = functools.reduce(LinearFit.merge, parts, LinearFit())
+    parts = LinearFit()
+    for a, b in itertools.pairwise(edges):
+        parts.add(sar[a:b], eo[a:b], valid[a:b])
     whole = LinearFit().add(sar, eo, valid)
-    assert merged.count == whole.count
-    np.testing.assert_allclose(merged.solve().coef, whole.solve().coef, rtol=1e-8, atol=1e-8)
+    assert parts.count == whole.count
+    np.testing.assert_allclose(parts.solve().coef, whole.solve().coef, rtol=1e-8, atol=1e-8)
 
 
 def test_a_large_offset_costs_no_digits() -> None:
@@ -86,7 +87,7 @@ def test_mean_image_is_exact_in_any_order() -> None:
     eo = rng.integers(0, 65536, (6, 3, 9, 9)).astype(np.uint16)
     valid = rng.random((6, 9, 9)) < 0.5
     forward, backward = (
-        functools.reduce(MeanImage.merge, [MeanImage().add(eo[i : i + 1], valid[i : i + 1]) for i in order])
+        functools.reduce(lambda mean, i: mean.add(eo[i : i + 1], valid[i : i + 1]), order, MeanImage())
         for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0])
     )
     np.testing.assert_array_equal(forward.solve(), backward.solve())

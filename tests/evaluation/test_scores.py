@@ -31,7 +31,18 @@ def test_a_query_is_a_sar_image_and_its_best_truth_counts():
     found = scores.challenge(columns(rows))
     assert found["multiearth_mse_sum"] == pytest.approx((0.1 + 0.5) / 2)
     assert found["mae_min"] == pytest.approx((0.5 + 0.2) / 2)
-    assert (found["queries"], found["images"], found["unanswered"]) == (2, 2, 1)
+    assert (found["queries"], found["images"], found["unanswered"], found["incomplete"]) == (2, 2, 1, 0)
+    lost = scores.challenge(columns(rows), {"a": 3, "b": 2, "c": 1, "d": 2})
+    assert (lost["queries"], lost["unanswered"], lost["incomplete"]) == (2, 2, 2)
+    assert lost["multiearth_mse_sum"] == found["multiearth_mse_sum"]
+
+
+def test_the_other_date_is_another_image_for_every_truth():
+    base = {"sar_key": "a", "method": "nearest_date", "challenge_mae": 0.2}
+    rows = [base | {"rank": i, "challenge_mse": m} for i, m in enumerate((0.1, 0.5))]
+    found = scores.challenge(columns(rows), {"a": 9})
+    assert found["multiearth_mse_sum"] == pytest.approx(0.3)
+    assert (found["queries"], found["unanswered"], found["incomplete"]) == (2, 0, 0)
 
 
 def test_without_any_measured_query_there_is_no_figure():
@@ -81,7 +92,8 @@ def test_worst_and_best_are_of_the_last_network_and_no_pair_is_both():
     rows = [{"rank": i, "method": "enhanced", "mae": m} for i, m in enumerate((0.5, 0.1, 0.9, math.nan, 0.3))]
     rows += [{"rank": i, "method": "translated", "mae": -i} for i in range(5)]
     assert scores.extremes(columns(rows), 2) == ([2, 0], [1, 4])
-    assert scores.extremes(columns(rows), 9) == ([], [1, 4, 0, 2])
+    assert scores.extremes(columns(rows), 9) == ([2, 0], [1, 4])
+    assert scores.extremes(columns(rows[:1]), 3) == ([0], [])
     assert scores.extremes(columns([{"method": "baseline_zero", "mae": 1.0}]), 3) == ([], [])
 
 

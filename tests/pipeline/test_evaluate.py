@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import io
 import json
 from pathlib import Path
@@ -17,7 +19,7 @@ from small_mosaic import without_ray
 
 from sar2eo_dist import sources
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import BadInput, ConfigError, Sar2EoError
+from sar2eo_dist.errors import BadInput, ConfigError, NotFound, Sar2EoError
 from sar2eo_dist.evaluation.challenge import score
 from sar2eo_dist.pipeline import measure
 from sar2eo_dist.pipeline.actors import Chain
@@ -139,7 +141,8 @@ def test_pictures_are_of_the_worst_the_best_and_some_between(done: Config) -> No
             dn = held_out_run.pixels(rank)["eo"]
             wanted = display(np.clip(np.round(dn / 3000 * 255), 0, 255).astype(np.uint8)).transpose(1, 2, 0)
             assert np.abs(np.asarray(picture).astype(int) - wanted).max() <= 2
-    assert {r["sample"] != "" for r in rows(done)} == {True, False} or len(shown) >= 6
+    stems = {Path(s["images"]["true"]).name.removesuffix("_true.png") for s in shown}
+    assert {Path(r["sample"]).name for r in rows(done)} == stems | {""}
 
 
 def test_slices_of_any_size_give_the_same_tables(done: Config, tmp_path: Path) -> None:
@@ -174,6 +177,8 @@ def test_what_cannot_be_measured_is_counted_and_never_averaged_over(
         if i == 8:
             planes["valid"][:, 100:] = 0
             planes["eo"][:, :, 100:] = 0
+        if i == 0:
+            planes["valid"][:] = 0  # a training pair, of which the baselines see nothing
 
     cfg = held_out_run.make(tmp_path / "run", edit=edit)
     broken = decode_db(held_out_run.pixels(9)["sar"])
@@ -206,6 +211,11 @@ def test_what_cannot_be_measured_is_counted_and_never_averaged_over(
     assert np.isnan(by[8, "translated"]["ms_ssim"])
     assert np.isfinite(by[8, "translated"]["ssim"])
     assert by[8, "translated"]["valid_share"] == 100 / 256
+    assert np.isnan(by[8, "translated"]["challenge_mse"])  # two images of few pixels would be equal
+    assert counts["pairs with too little data for the challenge"] == 1
+    query = {m["method"]: m["challenge"] for m in scores(cfg)["methods"]}["translated"]
+    assert (query["queries"], query["unanswered"], query["incomplete"]) == (3, 0, 2)
+    assert scores(cfg)["measured"] == 5
     table = {m["method"]: m for m in scores(cfg)["methods"]}
     assert (table["enhanced"]["n"], table["translated"]["mae"]["n"]) == (6, 5)
     assert table["enhanced"]["mae"]["n"] < table["translated"]["mae"]["n"]
@@ -222,6 +232,50 @@ def test_a_damaged_shard_makes_the_run_partial_and_the_table_says_how_many_are_l
     assert done.status == "partial"
     assert "Corrupt" in done.quarantined[0]["reason"]
     assert (scores(cfg)["pairs"], scores(cfg)["measured"]) == (6, 4)
+
+
+def test_without_the_other_dates_and_with_damaged_training_pairs_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(ref: TileRef) -> sources.EO:
+        raise NotFound(ref.uris[0], "the archive is gone")
+
+    monkeypatch.setattr(sources, "read_eo", gone)
+    cfg = but(held_out_run.make(tmp_path / "run", per=2), extractor="none")
+    (first,) = (tmp_path / "run" / held_out_run.STORE / "eo").rglob("c/0/*/*/*")
+    whole = first.read_bytes()
+    first.write_bytes(whole[:1000] + bytes(len(whole) - 1000))
+    done = run(cfg)
+    assert done.status == "complete"
+    assert done.counts["other dates unreadable"] == 6
+    assert done.counts["slices whose baselines lack damaged training pairs"] == 2
+    assert {r["method"] for r in rows(cfg)} == TRIVIAL | {"translated", "enhanced"}
+    assert all(np.isfinite(r["mae"]) for r in rows(cfg))
+
+
+def test_ready_pairs_have_no_other_dates_and_may_have_no_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = held_out_run.pair
+    epoch = dt.date(1970, 1, 1)
+
+    def undated(i: int, split: str) -> Any:
+        return dataclasses.replace(
+            pair(i, split), sar_date=epoch, eo_date=epoch, days=0, orbit="", lon=np.nan, lat=np.nan
+        )
+
+    monkeypatch.setattr(held_out_run, "pair", undated)
+    cfg = but(held_out_run.make(tmp_path / "run"), extractor="none", samples=0, extremes=0)
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"kind": "folder_pair"})})
+    assert run(cfg).status == "complete"
+    assert {r["method"] for r in rows(cfg)} == TRIVIAL | {"translated", "enhanced"}
+    groups = scores(cfg)["groups"]
+    assert {g["group"] for g in groups["days"]} == {g["group"] for g in groups["orbit"]} == {"unknown"}
+    assert json.loads((Path(cfg.run.out) / "evaluate/samples.json").read_text()) == []
+
+
+def test_a_config_of_another_scaling_than_the_networks_is_refused(done: Config) -> None:
+    other = done.model_copy(update={"scaling": done.scaling.model_copy(update={"eo": "minmax"})})
+    with pytest.raises(Sar2EoError, match=r"trained with scaling\.eo fixed"):
+        run(other)
 
 
 def test_without_pairs_or_with_foreign_bundles_nothing_starts(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sar2eo_dist import storage
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.pipeline import study
+from sar2eo_dist.pipeline.stage import Options, Summary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +54,10 @@ def test_a_variant_changes_what_it_names_and_keeps_the_rest():
         ({"a": {"rows": {"best": "x"}}}, r"study\.variants\.a\.rows: best"),
         ({"a": {"set": {"train": {"stepz": 3}}}}, "stepz"),
         ({"a": {"set": {"trian": {}}}}, "did you mean 'train'"),
+        ({"a": {"set": {"train": "x"}}}, r"study\.variants\.a: train"),
+        ({"a": {"set": {"train": {"seed": 1}}}}, r"train\.seed: study\.seeds"),
+        ({"a": {"set": {"evaluate": {"split": "train"}}}}, r"study\.variants\.a\.set changes evaluate"),
+        ({"../a": {}}, "is no name"),
     ],
 )
 def test_a_wrong_variant_is_named_before_anything_starts(variants: Any, said: str):
@@ -77,7 +84,9 @@ def test_the_table_has_a_row_a_submission_and_baselines_once_below():
     assert rows[0]["figures"]["multiearth_mse_sum"] == [0.2, 0.3]
     text = study.words(rows, found)
     assert "0.5 ± 0.14" in text
-    assert "10 of 12 pairs" in text
+    assert "12 pairs of split val, seeds 3, 5" in text
+    assert "! a, seed 3: only 10 of 12 pairs were measured" in text
+    assert "! 1  first: over 10, 10 pairs" in text
     assert "not to be read beside" in text
     table = list(csv.DictReader(io.StringIO(study._csv(rows))))
     assert [(t["row"], t["seed"], t["mae"]) for t in table][:3] == [
@@ -86,6 +95,59 @@ def test_the_table_has_a_row_a_submission_and_baselines_once_below():
         ("2  second", "3", "0.2"),
     ]
     assert {t["lpips"] for t in table} == {""}
+
+
+def test_a_seed_twice_is_refused():
+    cfg = config(a={})
+    with pytest.raises(ConfigError, match="a seed twice"):
+        study.variants(cfg.model_copy(update={"study": cfg.study.model_copy(update={"seeds": (1, 1)})}))
+
+
+def test_a_figure_that_some_seeds_lack_is_marked():
+    cfg = config(a={"rows": {"translated": "1"}})
+    lacking = entry("translated", 0.5)
+    lacking["psnr"] = lacking["psnr"] | {"mean": None}
+    rows = study.table_rows(cfg, [("a", 3, scores(entry("translated", 0.4))), ("a", 5, scores(lacking))])
+    assert "0.4 (1 of 2)" in study.words(rows, [("a", 3, scores(lacking))])
+
+
+def test_every_variant_and_seed_is_trained_and_evaluated_once_and_leaves_nothing_misleading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, int, str]] = []
+    root = str(tmp_path)
+    storage.put(storage.join(root, "shard/summary.json"), b'{"status": "complete"}')
+
+    def verb(name: str) -> Any:
+        def run(cfg: Config, opts: Options) -> Summary:
+            ran.append((name, cfg.train.seed, cfg.train.enhancer))
+            made = {
+                "scores.json": scores(entry("translated", cfg.train.seed / 10)),
+                "metrics.parquet": {},
+                "summary.json": {},
+            }
+            for path, tree in made.items():
+                storage.put(storage.join(root, "evaluate", path), json.dumps(tree).encode())
+            storage.put(storage.join(root, "train/summary.json"), b"{}")
+            return Summary(name, "complete", digest=f"{name}{cfg.train.seed}{cfg.train.enhancer}")
+
+        return run
+
+    monkeypatch.setattr(study, "train", verb("train"))
+    monkeypatch.setattr(study, "evaluate", verb("evaluate"))
+    cfg = config(a={}, b={"set": {"train": {"enhancer": ""}}})
+    cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"out": root})})
+    done = study.study(cfg, Options())
+    each = [(s, e) for e in ("restormer", "") for s in (3, 5)]
+    assert ran == [(v, s, e) for s, e in each for v in ("train", "evaluate")]
+    assert (done.status, done.done, done.counts["trainings"]) == ("complete", 4, 4)
+    rows = json.loads((tmp_path / done.outputs["table"]).read_text())
+    assert [(r["seeds"], r["figures"]["mae"]) for r in rows] == [([3, 5], [0.3, 0.5])] * 2
+    assert not (tmp_path / "train/summary.json").exists()
+    assert not (tmp_path / "evaluate/scores.json").exists()
+    assert json.loads((tmp_path / "study/b-5.json").read_text())["measured"] == 10
+    assert study.study(cfg, Options()).digest == done.digest
+    assert study.study(cfg, Options(dry_run=True)).counts == {"trainings": 4}
 
 
 def test_two_scalings_of_the_truth_have_baselines_of_their_own():
