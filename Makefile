@@ -1,6 +1,7 @@
 # make demo [DATA=<folder or URI>]   set up .venv and run the main job on a synthetic world (or on MultiEarth data)
 # make test                          set up .venv and run the tests
 # make lint, make bench              style and types; speed side by side with named peers (many minutes: full networks)
+# make chaos                         kills of workers, drivers, controllers and nodes, all of them (many minutes)
 # make gpu                           both networks and the extractors on a GPU: figures to gpu.json
 PYTHON ?= python3
 VENV   := .venv
@@ -13,7 +14,7 @@ export SAR2EO_SAMPLES ?= $(abspath ../shared/data)
 # Ray's own noise; nothing is sent anywhere
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test lint bench gpu clean
+.PHONY: setup demo test lint bench chaos gpu clean
 setup: $(READY)
 
 $(READY): pyproject.toml infra/constraints.txt
@@ -38,6 +39,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/pytest tests/bench --benchmark -s -p no:cacheprovider $(ARGS)
 	$(BIN)/python tests/bench/models.py --device cpu
+
+chaos: $(READY)
+	$(BIN)/pytest tests/chaos --benchmark -s $(ARGS)
 
 # needs torch alone, and no set-up: python tests/bench/models.py --device cuda
 gpu: $(READY)

@@ -22,6 +22,8 @@ from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sar2eo_dist import sources, storage
 from sar2eo_dist.cca import exposure
@@ -34,6 +36,7 @@ from sar2eo_dist.pipeline.patches import image_name
 from sar2eo_dist.pipeline.stage import Options, read_summary
 from sar2eo_dist.records import PATCH, S2, TileRef
 from sar2eo_dist.sources.multiearth_netcdf import Target, list_targets
+from sar2eo_dist.sources.ranged import ranged
 
 READERS = 8  # threads, each with one query in memory
 SHOWN = 10  # names in a message; challenge.json has all
@@ -91,16 +94,27 @@ def submission(cfg: Config, opts: Options) -> str:
         if opts.dry_run:
             count = sum(len(q.truths) for q in asked)
             return f"submission: would score {len(asked)} of {len(queries)} queries against {count} truths"
+        trained = _trained(cfg, root)
         unchanged = partial(sources.unchanged, info=cache(storage.info))
         with quiet(), ZipFile(path) as archive, ThreadPoolExecutor(READERS) as pool:
             scored = list(pool.map(partial(_scored, archive, unchanged), asked))
         with open(path, "rb") as f:
             sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    found = _gathered(queries, scored) | {
+    found = _gathered(queries, scored, trained) | {
         "submission": storage.name(uri), "sha256": sha256, "truth_days": cfg.evaluate.truth_days, "warnings": warnings,
     }  # fmt: skip
     storage.put(storage.join(root, OUTPUT), json.dumps(found, indent=1, sort_keys=True, allow_nan=False).encode())
     return _table(found, storage.join(root, OUTPUT))
+
+
+def _trained(cfg: Config, root: str) -> set[str]:
+    """Places whose pairs train this run's networks: a submission of its own has seen their truths."""
+    pairs = read_summary(cfg, "collect")["outputs"].get("pairs", "")
+    if not pairs:
+        return set()
+    with ranged(storage.join(root, pairs)) as f:
+        table = pq.read_table(f, columns=["place", "split"])
+    return set(table.filter(pc.equal(table["split"], "train"))["place"].unique().to_pylist())
 
 
 def _names(targets: Sequence[Target], there: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -188,7 +202,7 @@ def _read(ref: TileRef, unchanged: Unchanged) -> npt.NDArray[np.uint16] | BadInp
     return found
 
 
-def _gathered(queries: Sequence[Query], scored: Sequence[Scored]) -> dict[str, Any]:
+def _gathered(queries: Sequence[Query], scored: Sequence[Scored], trained: set[str]) -> dict[str, Any]:
     """What challenge.json tells of the scores. Raises Sar2EoError where no query could be scored."""
     whole = [s for s in scored if s.figures]
     if not whole:
@@ -197,11 +211,13 @@ def _gathered(queries: Sequence[Query], scored: Sequence[Scored]) -> dict[str, A
         )
     dated = [s for s in whole if "nearest_date" in s.figures]
     names = {s.name for s in whole}
+    seen = {q.target.name for q in queries if q.target.place in trained}
     return {
         "targets": len(queries), "images_per_target": len(queries[0].names), "queries": len(whole),
         "images": len(whole) * len(queries[0].names), "truths": sum(s.truths for s in whole),
         "scores": {method: _means(method, dated if method == "nearest_date" else whole) for method in METHODS},
         "beside_nearest_date": _means("submission", dated),
+        "at_training_places": len(seen & names), "elsewhere": _means("submission", [s for s in whole if s.name not in seen]),
         "without_truth": [q.target.name for q in queries if q.target.name not in names],
         "without_nearest_date": [s.name for s in whole if "nearest_date" not in s.figures],
         "left_out": [{"target": s.name, "eo_key": key, "reason": reason} for s in scored for key, reason in s.left_out],
@@ -229,6 +245,8 @@ def _table(found: dict[str, Any], where: str) -> str:
     rows = [(title, found["scores"][method]) for method, title in METHODS.items()]
     if found["without_nearest_date"]:
         rows.append(("submission, same queries", found["beside_nearest_date"]))
+    if found["at_training_places"]:
+        rows.append(("submission, new places", found["elsewhere"]))
     for title, figures in rows:
         told = ("-" if figures[k] is None else f"{figures[k]:.6f}" for k in ("multiearth_mse_sum", "mae_min"))
         lines.append("{:{}s}  {:>18s}  {:>8s}  {:7d}".format(title, width, *told, figures["queries"]))
@@ -237,6 +255,8 @@ def _table(found: dict[str, Any], where: str) -> str:
         f"within {found['truth_days']} days",
         f"{len(found['without_truth'])} targets without truth are in no figure{_first(found['without_truth'])}",
     ]
+    if found["at_training_places"]:
+        lines.append(f"{found['at_training_places']} queries are of places whose pairs train this run's networks")
     if found["without_nearest_date"]:
         missing = found["without_nearest_date"]
         lines.append(f"{len(missing)} queries have no other clear date and are not in its figure{_first(missing)}")

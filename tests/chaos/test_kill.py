@@ -21,7 +21,7 @@ from sar2eo_dist.records import Unit
 
 pytestmark = pytest.mark.cluster
 LONG = pytest.mark.skipif(
-    "not config.getoption('--benchmark')", reason="what is killed there has tests of its own: --benchmark"
+    "not config.getoption('--benchmark')", reason="what is killed there has tests of its own: make chaos"
 )
 ROOT = Path(__file__).resolve().parents[2]
 VERB = {v.__name__: v for v in VERBS}

@@ -11,7 +11,11 @@ import pytest
 import yaml
 from small_job import Done
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(420),
+    pytest.mark.skipif("not config.getoption('--benchmark')", reason="a cluster of two nodes: make chaos"),
+]
 
 
 def test_killed_workers_and_a_lost_node_change_no_verdict(main_job: Done, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from sar2eo_dist.pipeline.train import plan, train
 from sar2eo_dist.training import checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="more kills, lost nodes: --benchmark")
+LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="ranks, controllers, nodes: make chaos")
 STEPS = 40
 RANK, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
@@ -106,6 +106,7 @@ def hunt(folder: str, titles: list[str], over: threading.Event, killed: list[str
         seen = max(checkpoint.steps(folder))
 
 
+@LONG
 def test_killed_ranks_and_a_killed_controller_change_nothing(
     whole: tuple[Config, Summary], pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_killed_ranks_and_a_killed_controller_change_nothing(
     assert "train translate: step" in capfd.readouterr().err  # events are told while it runs
 
 
+@LONG
 def test_one_rank_or_two_differ_by_rounding(
     whole: tuple[Config, Summary], pairs: Path, tmp_path: Path, alone: Any
 ) -> None:

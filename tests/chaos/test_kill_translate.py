@@ -31,7 +31,7 @@ from sar2eo_dist.pipeline.stage import Options, Summary
 from sar2eo_dist.pipeline.translate import translate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="more kills, lost nodes, workers: --benchmark")
+LONG = pytest.mark.skipif("not config.getoption('--benchmark')", reason="more kills, lost nodes, workers: make chaos")
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = np.s_[..., 196 * 256 : 199 * 256, 118 * 256 : 121 * 256]  # the nine blocks
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from archive import put_verdicts, verdict
 
@@ -22,7 +24,7 @@ from sar2eo_dist.evaluation.submission import encode, write_zip
 from sar2eo_dist.pipeline import submission as module
 from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.pipeline.submission import submission
-from sar2eo_dist.records import S2
+from sar2eo_dist.records import S2, place_key
 from sar2eo_dist.sources.folder_pair import encode_tiff
 from sar2eo_dist.sources.multiearth import stem
 from sar2eo_dist.sources.synthetic_netcdf import write_targets
@@ -103,7 +105,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> World:
     shown = [v if (v.lon, v.date) not in dull else type(v)(**{k: getattr(v, k) for k in v.__slots__} | {"reason": "haze"})
              for v in found]  # fmt: skip
     put_verdicts(str(base / "run"), shown)
-    summary = {"status": "complete", "outputs": {"verdicts": "collect/verdicts.parquet"}}
+    folds = pa.table({"place": [place_key(lon(p), -4.0) for p in (2, 1, 3)], "split": ["train", "train", "val"]})
+    pq.write_table(folds, base / "run/collect/pairs.parquet")
+    outputs = {"verdicts": "collect/verdicts.parquet", "pairs": "collect/pairs.parquet"}
+    summary = {"status": "complete", "outputs": outputs}
     storage.put(str(base / "run/collect/summary.json"), json.dumps(summary).encode())
     rng = np.random.default_rng(1)
     names = [f"{name(p)}{end}" for p in PLACES for end in ("", "_2")]
@@ -137,6 +142,11 @@ def test_figures_are_those_of_the_definition(world: World) -> None:
     beside = found["beside_nearest_date"]
     assert beside["multiearth_mse_sum"] == pytest.approx(expected(own, 2, np.sum, OTHER), rel=1e-12)
     assert f"submission, same queries            {beside['multiearth_mse_sum']:.6f}" in text
+    new = found["elsewhere"]
+    assert (found["at_training_places"], new["queries"]) == (1, 3)  # of the two, one has truths
+    elsewhere = [p for p in ASKED if p != 2]
+    assert new["multiearth_mse_sum"] == pytest.approx(expected(own, 2, np.sum, elsewhere), rel=1e-12)
+    assert f"submission, new places              {new['multiearth_mse_sum']:.6f}" in text
     counts = {k: found[k] for k in ("targets", "queries", "images", "truths", "images_per_target", "truth_days")}
     assert counts == {"targets": 5, "queries": 4, "images": 8, "truths": 6, "images_per_target": 2, "truth_days": 7}
     assert found["without_truth"] == [name(1)]
