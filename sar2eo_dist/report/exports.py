@@ -71,8 +71,8 @@ def _sets(t: Table) -> tuple[list[str], list[list[Any]]]:
 
 def figure_names(t: Table) -> list[str]:
     """The challenge's figures that any row has, the known ones in their order; a count of nothing is left out."""
-    there = {k for r in t.all_rows for k in r.challenge if k != "unanswered" or r.challenge[k]}
-    order = ("multiearth_mse_sum", "mae_min", "queries", "images", "unanswered")
+    there = {k for r in t.all_rows for k in r.challenge if k not in ("unanswered", "incomplete") or r.challenge[k]}
+    order = ("multiearth_mse_sum", "mae_min", "queries", "images", "unanswered", "incomplete")
     return [k for k in order if k in there] + sorted(there - set(order))
 
 
