@@ -100,6 +100,8 @@ def frechet(features: Mapping[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.f
     out: dict[str, dict[str, Any] | None] = {}
     for method in METHODS:
         mine, made = features.get(method, (ranks[:0], true[:0]))
+        known = np.isin(mine, ranks)
+        mine, made = mine[known], made[known]
         if len(mine) < 2:
             out[method] = None
             continue

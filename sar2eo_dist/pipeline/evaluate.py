@@ -75,7 +75,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary | str:
         page, said = against(cfg, opts, root, setup, {s.rank: s for s in samples})
         print(said, flush=True)
         write_report(root)  # which now names the other page
-        summary = dataclasses.replace(summary, outputs=outputs | {"against": page})
+        summary = write_summary(cfg, dataclasses.replace(summary, outputs=outputs | {"against": page}))
     return summary
 
 

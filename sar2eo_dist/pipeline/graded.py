@@ -21,6 +21,7 @@ from sar2eo_dist.errors import ConfigError, NotFound
 from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.mosaic import store
 from sar2eo_dist.pipeline.mosaics import TABLE
+from sar2eo_dist.pipeline.near import ROWS
 from sar2eo_dist.pipeline.stage import read_summary
 from sar2eo_dist.records import KEPT, S2, Unit, digest
 from sar2eo_dist.sources import scene_tiles
@@ -29,7 +30,6 @@ from sar2eo_dist.sources.ranged import ranged
 #: (row, column) of each block that is made -> its unit of work, or what tells the version of its objects
 Blocks = dict[tuple[int, int], Unit | str]
 STORE = "mosaic.zarr"
-ROWS = 1 << 16  # of verdicts that are decoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,15 @@ class ClearTiles:
 
 def mosaics(cfg: Config, root: str) -> list[Mosaic]:
     """Those of `grade.mosaics`, else of the last translate. Raises ConfigError: none, no date, two of one name; NotFound."""
-    given: list[str] = list(cfg.grade.mosaics)
+    given = [storage.absolute(folder) for folder in cfg.grade.mosaics]
     if not given:
         outputs = read_summary(cfg, "translate")["outputs"]
-        given = [v for k, v in outputs.items() if k.partition(" ")[0] == "mosaic"]
+        given = [storage.join(root, v) for k, v in outputs.items() if k.partition(" ")[0] == "mosaic"]
     if not given:
         raise ConfigError("the last translate made no mosaic: set data.scenes and run it again, or set grade.mosaics")
     found = []
     for folder in given:
-        uri = storage.absolute(storage.join(root, folder.rstrip("/").removesuffix(STORE).rstrip("/")))
+        uri = folder.rstrip("/").removesuffix(STORE).rstrip("/")
         found.append(Mosaic(storage.name(uri), uri, store.read_layout(storage.join(uri, STORE)), _last_day(uri)))
     if twice := [m.uri for m in found if Counter(x.name for x in found)[m.name] > 1]:
         raise ConfigError(f"grade.mosaics of one name would overwrite each other's skill maps: {', '.join(twice)}")

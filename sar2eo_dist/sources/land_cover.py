@@ -16,6 +16,7 @@ from sar2eo_dist.sources.raster import Raster
 
 SPAN = 2560.0  # metres: side of a patch
 METRES_PER_DEGREE = 111_320.0
+POLE = 89.0  # degrees of latitude from which a patch may have no place in a raster's CRS
 #: ESA WorldCover 10 m, product user manual v2.0; another class of another raster is told by its number
 WORLD_COVER = {
     10: "tree cover", 20: "shrubland", 30: "grassland", 40: "cropland", 50: "built-up", 60: "bare", 70: "snow and ice",
@@ -41,7 +42,7 @@ class LandCover:
 
     def __call__(self, lon: float, lat: float) -> str:
         """The commonest class within a patch around a place, in words (of equal counts the lower); "" outside or unknown."""
-        if not (math.isfinite(lon) and math.isfinite(lat)):
+        if not (math.isfinite(lon) and abs(lat) < POLE):
             return ""
         data: Any = self._raster.dataset
         half = SPAN / 2 / METRES_PER_DEGREE

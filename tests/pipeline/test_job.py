@@ -203,6 +203,24 @@ def test_a_unit_that_kills_its_worker_is_quarantined_and_the_others_are_done(ray
     assert "worker died" in summary.quarantined[0]["reason"]
 
 
+def test_ready_pairs_are_not_collected(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def collect(cfg: Config, opts: Options) -> str:
+        ran.append("collect")
+        return ""
+
+    def shard(cfg: Config, opts: Options) -> str:
+        ran.append("shard")
+        return ""
+
+    args = ["--set", f"run.out={tmp_path}", "--set", "data.kind=folder_pair"]
+    assert main("demo", [collect, shard], "about", args) == 0
+    assert ran == ["shard"]
+    assert main("demo", [collect, shard], "about", args[:2]) == 0
+    assert ran == ["shard", "collect", "shard"]
+
+
 def test_data_finds_both_layouts(tmp_path: Path) -> None:
     for name in ("sent1_x.nc", "sent2_x.nc", "target.nc"):
         (tmp_path / name).write_bytes(b"x")

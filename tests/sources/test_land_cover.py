@@ -43,7 +43,7 @@ def test_outside_unknown_and_no_data_are_no_class(tmp_path):
     assert found(-54.97, -4.03) == "class 7"
     assert found(-54.92, -4.07) == ""
     assert found(10.0, 10.0) == ""
-    assert found(float("nan"), 0.0) == ""
+    assert found(float("nan"), 0.0) == found(0.0, float("nan")) == found(0.0, 90.0) == ""
     assert found(-54.95, -4.05) == "class 7"  # half of it has data
 
 
