@@ -17,7 +17,7 @@ from sar2eo_dist.config import Config, explained
 from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.evaluation.compare import match, paired
 from sar2eo_dist.pipeline.held_out import STAGE, make_pictures, pairs_of, prepare
-from sar2eo_dist.pipeline.measure import TRUE, Sample, Setup, stem
+from sar2eo_dist.pipeline.measure import TRUE, Sample, Setup
 from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.report import compare as page
 from sar2eo_dist.sources.ranged import ranged
@@ -63,10 +63,10 @@ def _pictures(
     for x, y in zip(here, others, strict=True):
         images = {}
         if x.rank in drawn:
-            own = stem(setup.whole, x)
+            own = drawn[x.rank]
             images = {"sar": f"{own}_sar.png", "true": f"{own}_{TRUE}.png", "this": f"{own}_{last(setup)}.png"}
         if y.rank in again:
-            images["other"] = f"{stem(there.whole, y)}_{last(there)}.png"
+            images["other"] = f"{again[y.rank]}_{last(there)}.png"
         out.append({"sar_key": x.pair.sar_key, "eo_key": x.pair.eo_key, "images": images})
     return out
 

@@ -27,7 +27,7 @@ from sar2eo_dist.evaluation.metrics import LOWER_IS_BETTER
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.pipeline.against import against
 from sar2eo_dist.pipeline.held_out import STAGE, Planned, make_pictures, pairs_of, prepare, runner
-from sar2eo_dist.pipeline.measure import TRUE, Measure, Sample, Setup, stem
+from sar2eo_dist.pipeline.measure import TRUE, Measure, Sample, Setup
 from sar2eo_dist.pipeline.shard import spread
 from sar2eo_dist.pipeline.stage import Options, Summary, run_stage, write_summary
 from sar2eo_dist.pipeline.submission import submission
@@ -65,7 +65,7 @@ def evaluate(cfg: Config, opts: Options) -> Summary | str:
     found = _scores(cfg, root, table, entries, samples)
     summary, shown = pictures(cfg, opts, setup, {s.rank: s for s in samples}, table, summary)
     outputs = {"metrics": f"{STAGE}/metrics.parquet", "scores": f"{STAGE}/scores.json"}
-    outputs["samples"] = _publish(root, setup, table, found, shown)
+    outputs["samples"] = _publish(root, table, found, shown)
     print(scores.words(found["methods"]), flush=True)
     write_summary(cfg, dataclasses.replace(summary, outputs=outputs))  # the report reads it
     write_report(root)
@@ -153,15 +153,14 @@ def _features(root: str, entries: Sequence[Entry]) -> tuple[dict[str, tuple[Any,
 
 def pictures(
     cfg: Config, opts: Options, setup: Setup, samples: dict[int, Sample], table: pa.Table, before: Summary
-) -> tuple[Summary, list[tuple[Sample, str]]]:
-    """Make the pictures of the pairs to show: (both rounds' summary, [(pair, why it is shown)] of those that were made)."""
+) -> tuple[Summary, list[tuple[Sample, str, str]]]:
+    """Make the pictures of the pairs to show: (both rounds' summary, [(pair, why it is shown, how the names of its pictures
+    begin)] of those that were made)."""
     measured = sorted(set(table["rank"].to_pylist()))
     worst, best = scores.extremes(columns_of(table), cfg.evaluate.extremes)
     why = dict.fromkeys(worst, "worst") | dict.fromkeys(best, "best")
     why |= dict.fromkeys(spread([r for r in measured if r not in why], cfg.evaluate.samples), "spread")
-    shown = [(samples[i], w) for i, w in why.items()]
-    every = [s for s, _ in shown]
-    summary, made = make_pictures(cfg, opts, setup, every, "samples")
+    summary, made = make_pictures(cfg, opts, setup, [samples[i] for i in why], "samples")
     both = dataclasses.replace(
         before, status="partial" if summary.quarantined else before.status, done=before.done + summary.done,
         planned=before.planned + summary.planned, resumed=before.resumed + summary.resumed,
@@ -170,27 +169,25 @@ def pictures(
         bytes_out=before.bytes_out + summary.bytes_out, ended=summary.ended or before.ended,
         digest=digest(before.digest, summary.digest),
     )  # fmt: skip
-    return both, [(s, w) for s, w in shown if s.rank in made]
+    return both, [(samples[i], w, made[i]) for i, w in why.items() if i in made]
 
 
-def _publish(
-    root: str, setup: Setup, table: pa.Table, found: dict[str, Any], shown: Sequence[tuple[Sample, str]]
-) -> str:
+def _publish(root: str, table: pa.Table, found: dict[str, Any], shown: Sequence[tuple[Sample, str, str]]) -> str:
     """metrics.parquet, scores.json, and samples.json that says which pictures belong together; the last one's path."""
-    first = {s.rank: stem(setup.whole, s) for s, _ in shown}
+    first = {s.rank: stem for s, _, stem in shown}
     stems = pa.array([first.get(r, "") for r in table["rank"].to_pylist()], pa.string())
     sink = io.BytesIO()
     pq.write_table(table.append_column("sample", stems), sink, compression="zstd")
     storage.put(storage.join(root, STAGE, "metrics.parquet"), sink.getvalue())
     storage.put(storage.join(root, STAGE, "scores.json"), json.dumps(found, indent=1).encode())
-    some = table.filter(pc.is_in(table["rank"], pa.array([s.rank for s, _ in shown], pa.int64())))
+    some = table.filter(pc.is_in(table["rank"], pa.array(list(first), pa.int64())))
     mae: dict[int, dict[str, float | None]] = {}
     for r in some.select(["rank", "method", "mae"]).to_pylist():
         mae.setdefault(r["rank"], {})[r["method"]] = r["mae"] if np.isfinite(r["mae"]) else None
     samples = []
-    for s, why in shown:
+    for s, why, stem in shown:
         names = ["sar", *(m for m in mae[s.rank] if not m.startswith("baseline_")), TRUE]
-        images = {name: f"{first[s.rank]}_{name}.png" for name in names}
+        images = {name: f"{stem}_{name}.png" for name in names}
         pair = {"sar_key": s.pair.sar_key, "eo_key": s.pair.eo_key, "days": s.pair.days}
         samples.append(pair | {"why": why, "images": images, "mae": mae[s.rank]})
     path = f"{STAGE}/samples.json"

@@ -15,7 +15,7 @@ from sar2eo_dist.errors import ConfigError, Sar2EoError
 from sar2eo_dist.ledger import Entry
 from sar2eo_dist.models import bundle
 from sar2eo_dist.pipeline import cluster, units
-from sar2eo_dist.pipeline.measure import Sample, Setup, Show, Worker
+from sar2eo_dist.pipeline.measure import Sample, Setup, Show, Worker, stem
 from sar2eo_dist.pipeline.near import other_dates
 from sar2eo_dist.pipeline.shard import present, spread
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, read_summary, run_stage
@@ -82,8 +82,8 @@ def runner(
 
 def make_pictures(
     cfg: Config, opts: Options, setup: Setup, every: Sequence[Sample], key: str
-) -> tuple[Summary, set[int]]:
-    """Pictures of some pairs: (what was done, ranks of those that were made)."""
+) -> tuple[Summary, dict[int, str]]:
+    """Pictures of some pairs: (what was done, rank -> how the names of its pictures begin, of those that were made)."""
     plan: Planned = {}
     every = sorted(every, key=lambda s: s.rank)
     for at in range(0, len(every), SHOWN):
@@ -95,4 +95,4 @@ def make_pictures(
     # of so many: figures stand without pictures, none of these fails the run
     summary = run_stage(cfg, again, STAGE, [u for u, _ in planned], runner(cfg, setup, plan, Show), "pictures", 1 << 40)
     lost = {q["unit"] for q in summary.quarantined}
-    return summary, {s.rank for u, part in planned if u.id not in lost for s in part}
+    return summary, {s.rank: stem(u, s) for u, part in planned if u.id not in lost for s in part}

@@ -255,11 +255,11 @@ class Show(Worker):
             for name, picture in pictures.items():
                 sink = io.BytesIO()
                 Image.fromarray(picture.transpose(1, 2, 0)).save(sink, "PNG")
-                path = f"{stem(self.setup.whole, sample)}_{name}.png"
+                path = f"{stem(unit, sample)}_{name}.png"
                 made.append(storage.publish(self.setup.root, path, sink.getvalue()))
         return Entry(unit, tuple(made), time.time() - begin, 0, attempt, {})
 
 
-def stem(whole: str, sample: Sample) -> str:
-    """How the names of a pair's pictures begin."""
-    return f"evaluate/samples/{whole[:8]}-{sample.rank:08d}"
+def stem(unit: Unit, sample: Sample) -> str:
+    """How the names of a pair's pictures begin that a unit makes: no other one writes there."""
+    return f"evaluate/samples/{unit.id[:12]}/{sample.rank:08d}"
