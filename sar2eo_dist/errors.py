@@ -43,6 +43,14 @@ class StorageFull(StorageError):
     """There is no room to write: disk full, quota used up, or read-only."""
 
 
+class LeaseHeld(StorageError):
+    """Another job works in this run folder."""
+
+
+class LeaseLost(StorageError):
+    """Another job has taken this run folder over while this one could not renew its lease."""
+
+
 class Corrupt(StorageError):
     """An object's bytes are not those that were written: cut short, a flipped bit, or an index that disagrees."""
 

@@ -22,6 +22,9 @@ class Run(Section):
     out: str = Field("runs/default", description="folder or URI of everything this run writes")
     max_attempts: int = Field(3, ge=1, description="attempts before a unit is quarantined")
     tolerance: Fraction = Field(0.01, description="share of units that may be quarantined; beyond it the run fails")
+    lease_s: float = Field(
+        60.0, gt=0, description="seconds without a sign of life after which another job may take the run folder over"
+    )
 
 
 class Data(Section):

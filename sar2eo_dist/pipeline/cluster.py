@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +40,17 @@ def one_blas_thread(threads: int) -> dict[str, Any]:
     return {"runtime_env": {"env_vars": dict.fromkeys(names, "1")}} if threads > 1 else {}
 
 
+def stop(number: int, frame: object) -> None:
+    """SIGTERM, as `ray job stop` and Kubernetes send it, is what Ctrl-C is: what is finished stays, the lease is given back."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def interruptible() -> None:
+    """Let SIGTERM stop this job cleanly."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
 def start(cfg: Config) -> None:
     """Join or start Ray once a process. Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it."""
     if not ray.is_initialized():
@@ -59,7 +72,10 @@ def start(cfg: Config) -> None:
                 options["object_store_memory"] = cfg.resources.object_store_mb << 20
             if shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp")).free < 1 << 30:  # noqa: S108
                 raise ConfigError("less than 1 GB free for Ray's session folder; set RAY_TMPDIR to a larger disk")
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(**options)
+        if before == stop:
+            interruptible()  # Ray has put its own handler there
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # until Ray names them: retries of a worker that died have no other way in (2.60; pyproject stays below 2.64)
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")

@@ -7,7 +7,9 @@ Exit codes: 0 done (`summary.json` says whether complete or partial); 1 failed; 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +17,14 @@ from typing import Any
 import ray.exceptions
 import yaml
 
-from sar2eo_dist import storage
+from sar2eo_dist import __version__, lease, storage
 from sar2eo_dist.config import Config, load
-from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, Sar2EoError, TooManyFailures
-from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, write_summary
+from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, NotFound, Sar2EoError, TooManyFailures
+from sar2eo_dist.pipeline import cluster
+from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, submission, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
+READERS = ("lineage",)  # jobs that write into no run folder
 STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "grade", "study", "export")
 Verb = Callable[[Config, Options], Summary | str]  # what was done, or what was asked for
 #: options of one job alone: job -> option -> how argparse takes it; each is a field of Options
@@ -87,6 +91,7 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
     own = {option: getattr(args, option) for option in OWN.get(name, {})}
     opts = Options(args.dry_run, args.fresh, args.strict, args.limit, args.audit, **own)
     partial = False
+    cluster.interruptible()
     try:
         if args.limit < 0:
             raise ConfigError(f"--limit {args.limit} is negative")
@@ -96,33 +101,14 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             raise ConfigError("--audit looks at what --fresh would do again: give one of them")
         cfg = load(args.config or None, [*multiearth(args.data), *args.set])
         cfg = with_world(cfg)
-        if not opts.dry_run and name != "lineage" and not opts.submission:
-            keep(cfg)
-        for verb in verbs:
-            if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
-                continue
-            if verb.__name__ == "collect" and cfg.data.kind == "folder_pair" and len(verbs) > 1:
-                continue  # ready pairs need none
-            try:
-                summary = verb(cfg, opts)
-            except BaseException as e:
-                # a reselect that fails before it publishes leaves what was selected before (archive.unfinished); a
-                # submission, or another run, is none of this one
-                stands = opts.submission or opts.against or (opts.reselect and not isinstance(e, KeptOutOfBounds))
-                if not opts.dry_run and verb.__name__ in STAGES and not stands:
-                    failed(cfg, verb.__name__, e)
-                raise
-            if isinstance(summary, str):
-                print(summary, flush=True)
-                continue
-            partial |= summary.status == "partial"
-            print(summary.line(), flush=True)
-            if opts.dry_run and len(verbs) > 1 and summary.planned > summary.resumed:
-                print("what follows is planned from its results: run it first")
-                break
-            for what, path in summary.outputs.items():
-                where = path if what == "world" else storage.join(cfg.run.out, path)
-                print(f"  {what:16s} {where}", flush=True)
+        with contextlib.ExitStack() as stack:
+            if not opts.dry_run and name not in READERS and not opts.submission:
+                stack.enter_context(
+                    lease.held(storage.absolute(cfg.run.out), f"jobs/{name}.py", cfg.run.lease_s, submission())
+                )
+                not_older(cfg)
+                keep(cfg)
+            partial = run(cfg, opts, verbs)
     except ConfigError as e:
         print(f"config error: {e}", file=sys.stderr)
         return 2
@@ -132,15 +118,51 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
     except ray.exceptions.RayError as e:
         print(f"{name} failed in Ray: {cause(e)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the second: Ray's own answer to a SIGTERM while it starts
         print(f"\n{name} stopped; the same command resumes it", file=sys.stderr)
         return 130
     return 3 if partial and opts.strict else 0
 
 
+def run(cfg: Config, opts: Options, verbs: Sequence[Verb]) -> bool:
+    """Verbs in turn, a line each; whether any of them is partial."""
+    partial = False
+    for verb in verbs:
+        if verb.__name__ == "synthesise" and not cfg.synthetic.enabled:
+            continue
+        if verb.__name__ == "collect" and cfg.data.kind == "folder_pair" and len(verbs) > 1:
+            continue  # ready pairs need none
+        try:
+            summary = verb(cfg, opts)
+        except BaseException as e:
+            # a reselect that fails before it publishes leaves what was selected before (archive.unfinished); a
+            # submission, or another run, is none of this one
+            stands = opts.submission or opts.against or (opts.reselect and not isinstance(e, KeptOutOfBounds))
+            if not opts.dry_run and verb.__name__ in STAGES and not stands:
+                failed(cfg, verb.__name__, e)
+            raise
+        if isinstance(summary, str):
+            print(summary, flush=True)
+            continue
+        partial |= summary.status == "partial"
+        print(summary.line(), flush=True)
+        if opts.dry_run and len(verbs) > 1 and summary.planned > summary.resumed:
+            print("what follows is planned from its results: run it first")
+            break
+        for what, path in summary.outputs.items():
+            where = path if what == "world" else storage.join(cfg.run.out, path)
+            print(f"  {what:16s} {where}", flush=True)
+    return partial
+
+
 def failed(cfg: Config, stage: str, e: BaseException) -> None:
-    """Leave a summary that says `failed`, so that no later verb (and no scheduler) trusts the one of an earlier run."""
-    reason = {"unit": "", "key": stage, "reason": f"{type(e).__name__}: {e}"}
+    """Leave a summary that says `failed` (or `stopped`), so that no later verb, and no scheduler, trusts an earlier run's."""
+    stopped = isinstance(e, KeyboardInterrupt | SystemExit)
+    reason = {
+        "unit": "",
+        "key": stage,
+        "reason": "stopped; the same command resumes" if stopped else f"{type(e).__name__}: {e}",
+    }
     try:
         uri = storage.join(cfg.run.out, stage, "summary.json")
         there = storage.exists(uri)
@@ -148,10 +170,40 @@ def failed(cfg: Config, stage: str, e: BaseException) -> None:
         if (isinstance(e, TooManyFailures) and told) or (isinstance(e, ConfigError) and not there):
             return
         write_summary(
-            cfg, Summary(stage, "failed", quarantined=[reason], started=now(), ended=now(), machine=machine())
+            cfg,
+            Summary(
+                stage,
+                "stopped" if stopped else "failed",
+                quarantined=[reason],
+                started=now(),
+                ended=now(),
+                machine=machine(),
+            ),
         )
     except Sar2EoError as other:
         print(f"could not write {stage}/summary.json: {other}", file=sys.stderr)
+
+
+def not_older(cfg: Config) -> None:
+    """Refuse to write, with an older image, what a newer one began: templates, tables and ledger may mean other things.
+
+    Raises ConfigError.
+    """
+    uri = storage.join(cfg.run.out, "written_by.json")
+    last = ""
+    with contextlib.suppress(NotFound):
+        last = str(json.loads(storage.read_bytes(uri))["sar2eo_dist"])
+    if last and _order(last) > _order(__version__):
+        raise ConfigError(
+            f"this is sar2eo_dist {__version__}, and {last} has written this run folder: use its image or a newer one, or "
+            f"another run.out: {cfg.run.out}"
+        )
+    if last != __version__:
+        storage.put(uri, json.dumps({"sar2eo_dist": __version__}).encode())
+
+
+def _order(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
 def keep(cfg: Config) -> None:

@@ -73,7 +73,7 @@ class Summary:
     """What a verb did; written as `<stage>/summary.json`, the page that schedulers judge by."""
 
     stage: str
-    status: str  # complete | partial | failed | planned
+    status: str  # complete | partial | failed | stopped | planned
     planned: int = 0
     done: int = 0
     resumed: int = 0
@@ -89,6 +89,7 @@ class Summary:
     counts: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    submission: str = ""  # of the Ray job that wrote it
 
     def line(self) -> str:
         """One line for a person."""
@@ -236,8 +237,15 @@ def machine() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "system": platform.platform(), "python": sys.version.split()[0]}
 
 
+def submission() -> str:
+    """The submission id that this driver was started with by `ray job submit` (or KubeRay); "" of any other process."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return str((job.get("metadata") or {}).get("job_submission_id", ""))
+
+
 def write_summary(cfg: Config, summary: Summary) -> Summary:
     """Publish `<stage>/summary.json`."""
+    summary = dataclasses.replace(summary, submission=submission())
     data = json.dumps(dataclasses.asdict(summary), indent=1, sort_keys=True).encode()
     storage.put(storage.join(cfg.run.out, summary.stage, "summary.json"), data)
     return summary

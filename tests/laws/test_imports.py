@@ -28,6 +28,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "retry": (set(), NOUNS),
     "storage": ({"fsspec", "numpy"}, NOUNS | {"atomic", "retry"}),
     "ledger": ({"numpy"}, FLOOR),
+    "lease": (set(), FLOOR),
     "shards": ({"zarr", "numpy", "numcodecs", "google_crc32c"}, FLOOR),
     "reader": ({"numpy", "pyarrow", "numcodecs", "google_crc32c"}, FLOOR),
     "sources": ({"rasterio", "h5py", "zarr", "pystac", "shapely", "numpy", "cv2", "pyarrow", "fsspec", "PIL"},
