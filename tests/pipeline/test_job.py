@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from sar2eo_dist import storage
+from sar2eo_dist import lease, storage
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures
 from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.pipeline import stage, units
+from sar2eo_dist.pipeline import job, stage, units
 from sar2eo_dist.pipeline.job import main, multiearth
 from sar2eo_dist.pipeline.stage import Failure, Options, Summary, run_stage
 from sar2eo_dist.pipeline.synthesise import with_world
@@ -244,3 +245,45 @@ def test_the_synthetic_world_fills_in_what_is_not_set() -> None:
     assert cfg.data.units == "db"
     assert cfg.cca.reference.endswith("/reference")
     assert with_world(load()).data.s1 == ""
+
+
+def test_sigterm_stops_cleanly_and_the_summary_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def shard(cfg: Config, opts: Options) -> Summary:
+        def execute(todo, attempt):  # type: ignore[no-untyped-def]
+            yield Entry(todo[0], (), 0.1)
+            os.kill(os.getpid(), signal.SIGTERM)  # as `ray job stop` does
+            time.sleep(30)
+
+        return run_stage(cfg, opts, "shard", UNITS, execute, "")
+
+    try:
+        assert run(tmp_path, shard) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "the same command resumes it" in capsys.readouterr().err
+    assert json.loads((tmp_path / "shard/summary.json").read_text())["status"] == "stopped"
+    assert len(Ledger(str(tmp_path)).done("shard")) == 1
+    assert run(tmp_path, verb(0)) == 0  # the lease was given back
+    assert "4/4 units (1 found done)" in capsys.readouterr().out
+
+
+def test_a_run_folder_in_use_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with lease.held(str(tmp_path), "jobs/basin.py", 3.0, "night-1"):
+        assert run(tmp_path, verb(0), "--set", "run.lease_s=3") == 1
+        assert "LeaseHeld: in use by jobs/basin.py" in capsys.readouterr().err
+        assert run(tmp_path, verb(0), "--dry-run") == 0
+    assert not (tmp_path / "shard").exists()
+
+
+def test_an_older_image_than_the_one_that_wrote_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "__version__", "0.10.1")
+    assert run(tmp_path, verb(0)) == 0
+    monkeypatch.setattr(job, "__version__", "0.9.12")
+    assert run(tmp_path, verb(0)) == 2
+    assert "0.10.1 has written this run folder: use its image or a newer one" in capsys.readouterr().err
+    monkeypatch.setattr(job, "__version__", "0.11.0")
+    assert run(tmp_path, verb(0)) == 0
