@@ -15,6 +15,7 @@ from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.records import digest
 from sar2eo_dist.sections import (
     CCA,
+    Basin,
     Cost,
     Data,
     Mosaic,
@@ -77,6 +78,7 @@ class Config(Section):
     train: Train = Train()
     speed: Speed = Speed()
     mosaic: Mosaic = Mosaic()
+    basin: Basin = Basin()
     translate: Translate = Translate()
     evaluate: Evaluate = Evaluate()
     grade: Grade = Grade()

@@ -11,6 +11,10 @@ class ConfigError(Sar2EoError):
     """A setting is unknown, missing or impossible. Raised before anything starts."""
 
 
+class NothingYet(ConfigError):
+    """There is nothing to work on: no scene in the range of dates, no tile to grade with. A scheduled run goes on."""
+
+
 class StorageError(Sar2EoError):
     """An object-store operation failed. `uri` names the object."""
 

@@ -25,6 +25,7 @@ class Run(Section):
     lease_s: float = Field(
         60.0, gt=0, description="seconds without a sign of life after which another job may take the run folder over"
     )
+    log: Literal["text", "json"] = Field("text", description="stderr: lines for a person, or a JSON object a line")
 
 
 class Data(Section):
@@ -163,9 +164,10 @@ class CCA(Section):
 
 class Pairing(Section):
     max_days: int = Field(30, ge=0, description="largest |EO date - SAR date|")
-    mode: Literal["nearest", "all", "released"] = Field(
+    mode: Literal["nearest", "all", "released", "none"] = Field(
         "nearest",
-        description="nearest SAR of each EO image; every combination; or the authors': nearest, < 7 days, the last EO wins",
+        description="nearest SAR of each EO image; every combination; the authors': nearest, < 7 days, the last EO wins; or "
+        "no pair at all: clear tiles to grade mosaics with, which needs no data.s1",
     )
     place: Literal["cell", "footprint"] = Field(
         "cell", description="same place: the same 0.02 degree cell, or footprints that overlap (patches of scenes)"
@@ -223,6 +225,18 @@ class Mosaic(Section):
     composite: Literal["median", "mean"] = Field("median", description="over the dates of a pixel, in linear power")
 
 
+class Basin(Section):
+    """The scheduled run (jobs/basin.py)."""
+
+    period: Literal["none", "month", "quarter", "year"] = Field(
+        "none",
+        description="make a mosaic of each period, whose days set mosaic.start and end; none: one mosaic, with the dates given",
+    )
+    grace_days: int = Field(
+        14, ge=0, description="after its end a period is brought up to date for so long: scenes come late, and so do runs"
+    )
+
+
 class Translate(Section):
     bundles: tuple[str, ...] = Field(
         (), description="URIs of the translator's and the enhancer's bundle; empty = those that this run folder trained"
@@ -258,7 +272,7 @@ class Translate(Section):
 
 
 class Cost(Section):
-    """Prices, for forecasts; 0 = not counted."""
+    """Prices and power, for forecasts and reports, and the clusters that a forecast compares; 0 = not counted."""
 
     currency: str = "USD"
     gpu_hour: float = Field(0.0, ge=0, description="of one GPU with its node")
@@ -266,3 +280,25 @@ class Cost(Section):
     put_1000: float = Field(0.0, ge=0, description="of 1,000 PUT requests")
     get_1000: float = Field(0.0, ge=0, description="of 1,000 GET requests")
     gb_month: float = Field(0.0, ge=0, description="of a GB stored for a month")
+    gpu_watts: float = Field(
+        0.0, ge=0, description="power of one GPU with its node, times PUE; at most 1,275 x PUE in a DGX H100 (10.2 kW for 8, "
+        "by its data sheet), 350 for an H100 PCIe card alone"
+    )  # fmt: skip
+    cpu_watts: float = Field(
+        0.0, ge=0, description="power of one CPU core with its node, times PUE; cloud vCPUs: 0.7 idle to 3.5 busy, the mean of "
+        "AWS by Cloud Carbon Footprint"
+    )  # fmt: skip
+    kwh: float = Field(0.0, ge=0, description="price of a kWh where it is paid apart: a cloud's hour holds it")
+    kwh_co2: float = Field(
+        0.0, ge=0, description="g of CO2 of a kWh; 2023: Brazil 98, the world 481 (Ember, lifecycle)"
+    )
+    rates: str = Field(
+        "", description="JSON of `rates.Rates`, taken instead of measured ones: what is assumed of machines not at hand"
+    )
+    clusters: tuple[PositiveInt, ...] = Field(
+        (1, 4, 16, 64), description="numbers of translators that `--dry-run` compares, each on a node of its own"
+    )
+    node_cores: int = Field(8, ge=1, description="of these, CPU cores beside a GPU")
+    node_start_s: float = Field(0.0, ge=0, description="of these, seconds until autoscaling has brought a node")
+    node_mb_s: float = Field(0.0, ge=0, description="of these, MB/s between a node and the store; 0 = no limit")
+    store_mb_s: float = Field(0.0, ge=0, description="of these, MB/s of the store in all; 0 = no limit")

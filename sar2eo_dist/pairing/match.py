@@ -18,7 +18,7 @@ from sar2eo_dist.records import KEPT, Pair, schema
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-MODES, PLACES = ("nearest", "all", "released"), ("cell", "footprint")
+MODES, PLACES = ("nearest", "all", "released", "none"), ("cell", "footprint")
 RELEASED_DAYS = 6  # the authors' script accepts a difference below 7
 COLUMNS = ("key", "place", "lon", "lat", "date", "orbit", "platform", "digest")
 SLAB, BLOCK = 1 << 17, 1 << 21  # EO images looked up, candidate pairs held, at once
@@ -48,6 +48,7 @@ def match(sar: pa.Table, eo: pa.Table, cfg: Rule) -> pa.Table:
 
     mode nearest    the nearest SAR image of each EO image; one SAR image may serve several EO images
     mode all        every combination
+    mode none       no pair: an archive of clear tiles alone, to grade mosaics with
     mode released   as the authors' scripts match: nearest, accepted only below 7 days whatever `max_days` is, and kept in
                     a dict by SAR image, where a later EO image overwrites an earlier one: the last EO date stays
     place cell      the same 0.02 degree place
@@ -62,6 +63,9 @@ def match(sar: pa.Table, eo: pa.Table, cfg: Rule) -> pa.Table:
     """
     check(cfg)
     sar, eo = kept(sar, eo)
+    if cfg.mode == "none":
+        none = np.zeros(0, np.int64)
+        return _pairs(sar, eo, none, none)
     if cfg.mode == "all":
         found = [(e, s) for e, s, _, _ in candidates(sar, eo, cfg, cfg.max_days)]
     else:

@@ -25,7 +25,7 @@ from rasterio.io import MemoryFile
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.errors import NothingYet
 from sar2eo_dist.evaluation import field
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.mosaic import geozarr
@@ -65,8 +65,8 @@ def grade(cfg: Config, opts: Options) -> Summary:
     Counts: `tiles kept` (clear by collect's verdicts, georeferenced) = `tiles graded` + `tiles without clear pixels` + `tiles
     outside` (no mosaic pixel under them) + `tiles out of days` + `tiles left out` (of units quarantined or beyond --limit);
     where there are several mosaics, a tile is counted for each. `tiles trained on`: of those graded, targets of this run's
-    own training pairs. Raises ConfigError: no mosaic, one without a date, no georeferenced tile, or none on a mosaic in
-    `grade.days`.
+    own training pairs. Raises ConfigError: no mosaic, one without a date, no georeferenced tile; NothingYet: none kept, or
+    none on a mosaic in `grade.days`.
     """
     root = storage.absolute(cfg.run.out)
     mosaics = graded.mosaics(cfg, root)
@@ -77,7 +77,7 @@ def grade(cfg: Config, opts: Options) -> Summary:
         plan += _plan(cfg, m, truth, counts)
     if not plan:
         last = ", ".join(f"{m.name} until {m.last}" for m in mosaics)
-        raise ConfigError(
+        raise NothingYet(
             f"no S2 tile to grade with: of {len(truth.row)} clear ones on {len(mosaics)} mosaic(s) ({last}), "
             f"{counts['tiles outside']} lie outside and {counts['tiles out of days']} are not {cfg.grade.days[0]} to "
             f"{cfg.grade.days[1]} days later: collect other dates and places, or set grade.days"

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import ConfigError, NotFound
+from sar2eo_dist.errors import ConfigError, NotFound, NothingYet
 from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.mosaic import store
 from sar2eo_dist.pipeline.mosaics import TABLE
@@ -159,7 +159,7 @@ def clear_tiles(cfg: Config, root: str) -> ClearTiles:
     row, lon, lat, day = (np.concatenate(part) for part in zip(*found, strict=True))
     if not row.size:
         why = f"the {others} clear S2 tiles are MultiEarth patches, which say their place to 0.01 degrees alone"
-        raise ConfigError(
+        raise (ConfigError if others else NothingYet)(
             f"nothing to grade with: {why if others else 'collect kept no S2 tile'}. Grading wants georeferenced S2 scenes: "
             f"set data.kind=scenes and data.s2 to a folder of them, and run jobs/collect.py"
         )

@@ -25,7 +25,7 @@ from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, su
 from sar2eo_dist.pipeline.synthesise import with_world
 
 READERS = ("lineage",)  # jobs that write into no run folder
-STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "grade", "study", "export")
+STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "grade", "study", "export", "basin")
 Verb = Callable[[Config, Options], Summary | str]  # what was done, or what was asked for
 #: options of one job alone: job -> option -> how argparse takes it; each is a field of Options
 OWN: dict[str, dict[str, dict[str, Any]]] = {
@@ -48,6 +48,13 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
         "submission": {
             "default": "", "metavar": "ZIP",
             "help": "score this challenge submission against the clear S2 images of data.target's places; nothing else runs",
+        },
+    },
+    "basin": {
+        "date": {
+            "default": "", "metavar": "YYYY-MM-DD",
+            "help": "the day that this run is for, where it comes late or early (default: today, UTC); it names the report "
+            "and, with basin.period, decides which mosaics are brought up to date",
         },
     },
     "lineage": {

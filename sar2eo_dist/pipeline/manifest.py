@@ -117,12 +117,15 @@ def read(uri: str, group: int) -> pa.Table:
 def list_archive(cfg: Config, keep: bool = True) -> tuple[list[Slice], list[Rejected]]:
     """List both sensors, with progress, into `collect/manifest/` (unless `keep` is off: a dry run).
 
-    Raises ConfigError where a source is not set or holds nothing, and what `sources.scan` raises.
+    Raises ConfigError where a source is not set or holds nothing, and what `sources.scan` raises. Without pairing, radar
+    may be left out.
     """
     rejected: list[Rejected] = []
 
     def tables() -> Iterator[pa.Table]:
         for sensor, root in ((S1, cfg.data.s1), (S2, cfg.data.s2)):
+            if not root and sensor == S1 and cfg.pairing.mode == "none":
+                continue
             if not root and cfg.data.kind != "folder_pair":  # which is refused by its own name
                 raise ConfigError(
                     f"data.{sensor} is empty: set it to a TIFF folder, NetCDF file or folder of scenes (any URI)"

@@ -23,7 +23,7 @@ import shapely
 
 from sar2eo_dist import __version__, storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import ConfigError, NotFound
+from sar2eo_dist.errors import ConfigError, NotFound, NothingYet
 from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.mosaic import area as areas
 from sar2eo_dist.mosaic import publish
@@ -75,7 +75,7 @@ def plans(
         and (m.orbit == "both" or r.orbit in (m.orbit, "unknown"))
     ]  # fmt: skip
     if not chosen:
-        raise ConfigError(
+        raise NothingYet(
             f"none of {len(refs)} scenes lies within mosaic.start {m.start}, end {m.end}, orbit {m.orbit}: {cfg.data.scenes}"
         )
     aoi = area_of(m.aoi)
@@ -87,7 +87,7 @@ def plans(
         if plan is not None:
             made.append(plan)
     if not made:
-        raise ConfigError(
+        raise NothingYet(
             f"no scene of {len(chosen)} touches the area of interest and its grid: {m.aoi or cfg.data.scenes}"
         )
     return made

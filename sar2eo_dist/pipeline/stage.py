@@ -41,6 +41,7 @@ class Options:
     of collect alone: reselect: choose again from the stored archive, recalibrate: make a new calibration;
     of reference alone: candidates: show so many tiles of the archive instead of building the set;
     of evaluate alone: against: another run folder to compare with; submission: a challenge zip to score;
+    of basin alone: date: the day it is run for ("" = today, UTC);
     of lineage alone: at ("lon,lat") or pixel ("row,col"), mosaic (folder), remake: make the block again and compare.
     """
 
@@ -58,6 +59,7 @@ class Options:
     pixel: str = ""
     mosaic: str = ""
     remake: bool = False
+    date: str = ""
 
 
 @dataclass(frozen=True, slots=True)
