@@ -140,6 +140,8 @@ class Reference:
             found = [(j, i) for j, e in enumerate(self.eo) for i in self.near(e, self.max_days)]
         elif mode == "nearest":
             found = self.nearest(self.max_days)
+        elif mode == "none":
+            found = []
         else:
             last = {i: j for j, i in sorted(self.nearest(6), key=lambda p: (self.eo[p[0]].date, p[0]))}
             found = [(j, i) for i, j in last.items()]
