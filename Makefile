@@ -11,6 +11,7 @@ DATA   ?=
 OUT    ?= $(if $(DATA),runs/sample,runs/demo)
 ARGS   ?=
 export SAR2EO_SAMPLES ?= $(abspath ../shared/data)
+export SAR2EO_CRDS ?= $(abspath ../shared/kuberay-crds)
 # Ray's own noise; nothing is sent anywhere
 export RAY_USAGE_STATS_ENABLED := 0
 

@@ -7,13 +7,13 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 _OURS = re.compile(r"\..+\.[0-9a-f]{32}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
-def temporary(path: str, pieces: Sequence[bytes]) -> Iterator[str]:
+def temporary(path: str, pieces: Iterable[bytes]) -> Iterator[str]:
     """The pieces in a durable temporary file beside `path`, gone at the end if it was not renamed (a full disk)."""
     folder, base = os.path.split(path)
     os.makedirs(folder, exist_ok=True)

@@ -1,8 +1,8 @@
 """The object-store edge: everything that touches bytes by URI goes through here.
 
 Local paths, `s3://` and any other fsspec URI (`memory://` in unit tests only). Writes are atomic: a reader sees the old
-object, the new one, or none. Transient failures are retried with exponential backoff and full jitter; the others are
-raised at once under their names (errors.NotFound, errors.AccessDenied, errors.Unavailable).
+object, the new one, or none. Transient failures are retried with exponential backoff and jitter; the others are raised
+at once under their names (errors.NotFound, errors.AccessDenied, errors.Unavailable). What S3 needs is in `s3`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import os
 import posixpath
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -19,13 +18,13 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from sar2eo_dist import atomic
+from sar2eo_dist import atomic, s3
 from sar2eo_dist.errors import NotFound, StorageError
 from sar2eo_dist.records import Artifact, digest
 from sar2eo_dist.retry import named as named
 from sar2eo_dist.retry import retried
 
-PAGE = 1000  # objects of one page of a listing, as S3 gives them
+PAGE = s3.PAGE  # objects of one page of a listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +66,32 @@ def filesystem(uri: str) -> tuple[Any, str]:
     return fs, path
 
 
+def _opened(uri: str) -> tuple[Any, str, bool]:
+    """The file system of the functions here, which retry by themselves, path in it, and whether it is S3."""
+    return (*s3.opened(uri), True) if s3.is_s3(uri) else (*filesystem(uri), False)
+
+
 @retried
 def read_bytes(uri: str) -> bytes:
     """A whole object."""
-    fs, path = filesystem(uri)
-    data: bytes = fs.cat_file(path)
+    fs, path, of_s3 = _opened(uri)
+    data: bytes = s3.read(fs, path) if of_s3 else fs.cat_file(path)
     return data
 
 
 @retried
 def read_range(uri: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of an object."""
-    fs, path = filesystem(uri)
-    data: bytes = fs.cat_file(path, start=start, end=end)
+    """Bytes [start, end) of an object; fewer where it ends before."""
+    fs, path, of_s3 = _opened(uri)
+    data: bytes = s3.read_range(fs, path, start, end) if of_s3 else fs.cat_file(path, start=start, end=end)
     return data
 
 
 @retried
 def read_tail(uri: str, size: int) -> bytes:
     """The last `size` bytes of an object; all of a smaller one."""
-    fs, path = filesystem(uri)
-    data: bytes = fs.cat_file(path, start=-size)
+    fs, path, of_s3 = _opened(uri)
+    data: bytes = s3.read_range(fs, path, -size, None) if of_s3 else fs.cat_file(path, start=-size)
     return data
 
 
@@ -95,7 +99,7 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     """Bytes [start, end) of objects of one store, side by side where it can; what fails is retried by itself."""
     if not ranges:
         return []
-    fs, _ = filesystem(ranges[0][0])
+    fs, _, _ = _opened(ranges[0][0])
     paths = [fs._strip_protocol(uri) for uri, _, _ in ranges]
     starts, ends = [r[1] for r in ranges], [r[2] for r in ranges]
     found = fs.cat_ranges(paths, starts, ends, on_error="return")
@@ -110,7 +114,7 @@ def local_path(uri: str) -> str:
 
 @retried
 def open_read(uri: str) -> IO[bytes]:
-    """A seekable reader that fetches what is asked for."""
+    """A seekable reader that fetches what is asked for, with the retries of its file system."""
     fs, path = filesystem(uri)
     handle: IO[bytes] = fs.open(path, "rb")
     return handle
@@ -118,7 +122,7 @@ def open_read(uri: str) -> IO[bytes]:
 
 @retried
 def exists(uri: str) -> bool:
-    fs, path = filesystem(uri)
+    fs, path, _ = _opened(uri)
     fs.invalidate_cache()
     return bool(fs.exists(path))
 
@@ -126,7 +130,7 @@ def exists(uri: str) -> bool:
 @retried
 def info(uri: str) -> Info:
     """Size and version mark of one object. Raises NotFound."""
-    fs, path = filesystem(uri)
+    fs, path, _ = _opened(uri)
     fs.invalidate_cache()
     return _local_info(path) if isinstance(fs, LocalFileSystem) else _info(fs, fs.info(path))
 
@@ -153,8 +157,8 @@ def walk(uri: str) -> Iterator[list[Info]]:
     elsewhere all of fsspec's listing. An outage of S3 is waited out within the page that it meets. Raises NotFound, at the
     first page, where there is no such folder; the one object itself where the URI is no folder.
     """
-    fs, path = filesystem(uri)
-    if "s3" in fs.protocol:
+    fs, path, of_s3 = _opened(uri)
+    if of_s3:
         page, token = _s3_page(uri, "")
         yield page
         while token:
@@ -169,15 +173,12 @@ def walk(uri: str) -> Iterator[list[Info]]:
 @retried
 def _s3_page(uri: str, token: str) -> tuple[list[Info], str]:
     """A page of a listing and the token of the next one: "" asks for the first and ends the last."""
-    fs, path = filesystem(uri)
-    bucket, key, _ = fs.split_path(path)
-    more = {"ContinuationToken": token} if token else {}
-    reply = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", **more, **fs.req_kw)
-    entries = [o | {"name": f"{bucket}/{o['Key']}", "size": o["Size"]} for o in reply.get("Contents", ())]
-    if not entries and not token and key:
+    fs, path, _ = _opened(uri)
+    entries, following = s3.page(fs, path, token)
+    if not entries and not token and "/" in path:
         fs.invalidate_cache()
         entries = [e for e in (fs.info(path),) if e["type"] == "file"]
-    return [_info(fs, e) for e in entries if not _passed_over(e["name"])], reply.get("NextContinuationToken", "")
+    return [_info(fs, e) for e in entries if not _passed_over(e["name"])], following
 
 
 def _local_files(path: str) -> Iterator[Info]:
@@ -207,7 +208,7 @@ _stat = retried(_local_info)
 
 @retried
 def _found(uri: str) -> list[Info]:
-    fs, path = filesystem(uri)
+    fs, path, _ = _opened(uri)
     fs.invalidate_cache()
     found = fs.find(path, withdirs=False, detail=True)
     if not found and not fs.exists(path):
@@ -226,39 +227,43 @@ def put(uri: str, data: bytes | Sequence[bytes]) -> None:
 
     data: the bytes, or pieces of them in order.
     """
-    fs, path = filesystem(uri)
+    fs, path, of_s3 = _opened(uri)
     if isinstance(fs, LocalFileSystem):
         with atomic.temporary(path, _pieces(data)) as temporary:
             os.replace(temporary, path)
         atomic.sync_folder(path)
+        return
+    whole = data if isinstance(data, bytes) else b"".join(data)
+    if of_s3:
+        s3.put(fs, path, whole)
     else:
-        whole = {"chunksize": 5 << 30} if "s3" in fs.protocol else {}  # s3fs would cut what is above 100 MB into parts
-        fs.pipe_file(path, data if isinstance(data, bytes) else b"".join(data), **whole)
+        fs.pipe_file(path, whole)
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Create an object only where there is none; False where one exists already. Atomic among any number of writers.
+
+    An attempt that went unanswered may have created it: then it is ours if it holds these bytes.
+    """
+    attempts: list[str] = []
+    return _create(uri, data, attempts) or (len(attempts) > 1 and read_bytes(uri) == data)
 
 
 @retried
-def put_if_absent(uri: str, data: bytes) -> bool:
-    """Create an object only where there is none; False where one exists already. Atomic among any number of writers."""
-    fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        try:
+def _create(uri: str, data: bytes, attempts: list[str]) -> bool:
+    attempts.append(uri)
+    fs, path, of_s3 = _opened(uri)
+    if of_s3:
+        return s3.create(fs, path, data)
+    try:
+        if isinstance(fs, LocalFileSystem):
             with atomic.temporary(path, _pieces(data)) as temporary:
                 os.link(temporary, path)
-        except FileExistsError:
-            return False
-        atomic.sync_folder(path)
-        return True
-    try:
-        fs.pipe_file(path, data, mode="create")
+            atomic.sync_folder(path)
+        else:
+            fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
-    except Exception as e:
-        if getattr(e, "response", {}).get("Error", {}).get("Code") in {
-            "PreconditionFailed",
-            "ConditionalRequestConflict",
-        }:
-            return False
-        raise
     return True
 
 
@@ -271,12 +276,11 @@ def sweep(uri: str) -> None:
 @retried
 def put_file(uri: str, local: str) -> None:
     """Publish a local file atomically (rename locally, one upload on an object store)."""
-    fs, path = filesystem(uri)
+    fs, path, _ = _opened(uri)
     if isinstance(fs, LocalFileSystem):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
-        fs.put_file(local, temporary)
-        os.replace(temporary, path)
+        with open(local, "rb") as f, atomic.temporary(path, iter(lambda: f.read(8 << 20), b"")) as temporary:
+            os.replace(temporary, path)
+        atomic.sync_folder(path)
     else:
         fs.put_file(local, path)
 
@@ -284,9 +288,11 @@ def put_file(uri: str, local: str) -> None:
 @retried
 def delete(uri: str) -> None:
     """Remove an object or everything below a folder; nothing there is fine."""
-    fs, path = filesystem(uri)
+    fs, path, of_s3 = _opened(uri)
     fs.invalidate_cache()
-    if fs.exists(path):
+    if of_s3:
+        s3.delete(fs, path)
+    elif fs.exists(path):
         fs.rm(path, recursive=True)
 
 

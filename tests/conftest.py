@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import ceph_server
 import pytest
 import small_job
 
@@ -85,6 +86,26 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
     bucket = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:50].strip("-")
     s3fs.S3FileSystem().mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def ceph_started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ceph_server.Server]:
+    """A real S3 server with real authentication; about 10 s."""
+    need("ceph", not ceph_server.lacking(), ceph_server.lacking())
+    server = ceph_server.start(tmp_path_factory.mktemp("ceph"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def ceph(ceph_started: ceph_server.Server, monkeypatch: pytest.MonkeyPatch) -> ceph_server.Server:
+    """That server, reached through the standard environment."""
+    import s3fs
+
+    for key, value in ceph_started.environment().items():
+        monkeypatch.setenv(key, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    return ceph_started
 
 
 @pytest.fixture(scope="session")

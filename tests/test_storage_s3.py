@@ -130,7 +130,7 @@ def test_an_outage_is_waited_out_and_a_lasting_one_is_named(monkeypatch: pytest.
     storage.put(f"{s3}/y", b"9")
     timer.join()
     back[0].stop()
-    monkeypatch.setattr(retry, "RETRIES", 0)  # s3fs and botocore have retries of their own: 6 s
+    monkeypatch.setattr(retry, "RETRIES", 0)
     with pytest.raises(Unavailable, match=f"did not answer.*{s3}/z"):
         storage.put(f"{s3}/z", b"1")
 

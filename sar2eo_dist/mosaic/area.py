@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import rasterio.crs
 import rasterio.warp
 import shapely
 from shapely.geometry import shape
@@ -16,6 +19,7 @@ from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.mosaic.grid import Block, Grid, Window, utm_zone
 
 LONLAT = "EPSG:4326"
+DEGREE = 6371007.2 * math.pi / 180  # metres of a degree on the sphere of the Earth's surface
 STEP = (
     0.05  # degrees between vertices where an edge is carried into another CRS: a chord is then off by less than a pixel
 )
@@ -145,3 +149,17 @@ def _meridian(crs: str, lon: float, low: float, high: float) -> tuple[npt.NDArra
     lats = lats[(lats > -89) & (lats < 89)]
     x, y = rasterio.warp.transform(LONLAT, crs, np.full(len(lats), lon), lats)
     return np.array(x), np.array(y)
+
+
+def hectares(grid: Grid, block: Block, pixels: int) -> int:
+    """Ground that so many pixels of a block cover, to the hectare; in degrees by the latitude of the block's middle."""
+    left, bottom, right, top = grid.corners(block)
+    across, down = (right - left) / block.width, (top - bottom) / block.height
+    if _geographic(grid.crs):
+        across, down = across * DEGREE * math.cos(math.radians((bottom + top) / 2)), down * DEGREE
+    return round(pixels * across * down / 1e4)
+
+
+@functools.lru_cache(maxsize=64)
+def _geographic(crs: str) -> bool:
+    return bool(rasterio.crs.CRS.from_user_input(crs).is_geographic)

@@ -21,6 +21,7 @@ from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models import bundle, statistics
 from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.models.extractors import Extractor, extractor
+from sar2eo_dist.pipeline import metrics
 from sar2eo_dist.pipeline.judge import to_ipc
 from sar2eo_dist.pipeline.members import KINDS
 from sar2eo_dist.radiometry import scale_sar
@@ -87,8 +88,10 @@ class ScoreActor:
     Two calls at a time: while one computes, the other unpacks its pack.
     """
 
-    def __init__(self, cca: CCA, reference: str, mark: str) -> None:
+    def __init__(self, cca: CCA, reference: str, mark: str, run: str) -> None:
         self.scorer, self.mark, self.turn = Scorer(cca, reference), mark, threading.Lock()
+        metrics.name_run(run)
+        self.device = metrics.Device()
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         row = {k: batch[k][0].as_py() for k in batch.column_names if k != "pixels"}
@@ -96,7 +99,7 @@ class ScoreActor:
             shape = row.pop("shape")
             if shape and not row["error"]:
                 images = np.frombuffer(batch["pixels"][0].as_buffer(), np.uint8).reshape(-1, *shape)
-                with self.turn:
+                with self.turn, self.device.busy("collect"):
                     scores = self.scorer(images)
                 verdicts = pa.ipc.open_stream(row["verdicts"]).read_all()
                 row["verdicts"] = to_ipc(scored(verdicts, scores, self.scorer.net.score_name, self.mark))

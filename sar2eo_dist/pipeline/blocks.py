@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from sar2eo_dist import storage
 from sar2eo_dist.ledger import Entry
-from sar2eo_dist.mosaic import publish, stac, store
+from sar2eo_dist.mosaic import area, publish, stac, store
 from sar2eo_dist.mosaic.grid import Block, Grid, Window
 from sar2eo_dist.mosaic.pyramid import Pixels
 from sar2eo_dist.mosaic.sar import Sar
@@ -176,6 +176,7 @@ def write(unit: Unit, task: Task, value: tuple[int, Any], *, frame: Frame) -> En
     files[frame.item(block)] = _item(frame, unit, task, block, error is not None)
     outputs += [storage.publish(frame.root, path, data) for path, data in files.items()]
     counts = {"blocks": 1, "pixels": valid.size, "valid pixels": int(valid.sum()), "windows": ran}
+    counts["valid ha"] = area.hectares(grid, block, counts["valid pixels"])
     counts |= {"empty blocks": int(not valid.any()), "blocks on a GPU": int(gpu)}
     return Entry(unit, tuple(outputs), 0.0, size, 1, counts)
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.data import DataContext
 
 from sar2eo_dist.config import Config
@@ -24,6 +26,8 @@ from sar2eo_dist.sections_training import Resources
 BLOCK_BYTES = 48 << 20
 #: no row for so long means a deadlock or a dead cluster: fail with Ray's own words rather than hang
 NO_PROGRESS_S = 900
+#: for a cluster's head to take a connection
+CONNECT_S = 20.0
 
 #: a worker that dies is tried again so often by Ray (for ever is its default); then the unit counts a failed attempt
 TASKS: dict[str, Any] = {"max_retries": 2}
@@ -51,8 +55,18 @@ def interruptible() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
+def reach(address: str) -> None:
+    """Raises OSError where nobody listens at `host:port`: Ray itself would look for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+
+
 def start(cfg: Config) -> None:
-    """Join or start Ray once a process. Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it."""
+    """Join or start Ray once a process. Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it.
+
+    Raises ConfigError where the cluster does not answer or refuses the token.
+    """
     if not ray.is_initialized():
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -73,7 +87,16 @@ def start(cfg: Config) -> None:
             if shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp")).free < 1 << 30:  # noqa: S108
                 raise ConfigError("less than 1 GB free for Ray's session folder; set RAY_TMPDIR to a larger disk")
         before = signal.getsignal(signal.SIGTERM)
-        ray.init(**options)
+        try:
+            reach(address)
+            ray.init(**options)
+        except (OSError, ray.exceptions.AuthenticationError) as e:
+            if not address:
+                raise
+            raise ConfigError(
+                f"no Ray cluster takes this job in at {address} ({str(e).split('. ')[0]}). Is its head up? "
+                f"Is RAY_AUTH_MODE the cluster's (token or disabled), and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH its token?"
+            ) from e
         if before == stop:
             interruptible()  # Ray has put its own handler there
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -174,6 +197,13 @@ def feed(
     each, reader = math.floor(each * 1e4) / 1e4, math.floor(reader * 1e4) / 1e4
     least = min(resources.extractors_min or n, n)
     return Feed(n, least, each, 1.0 / math.ceil(n / gpus) if gpus >= 1 else 0.0, readers, reader)
+
+
+def translators(cfg: Config, units: int) -> Feed:
+    """The feed of a mosaic's translators on the running cluster. Raises ConfigError."""
+    resources = cfg.resources.model_copy(update={"extractors": cfg.resources.translators, "extractors_min": 0})
+    what = ("translators", "translate.threads")
+    return feed(resources, cfg.translate.threads, units, nodes(), True, what)
 
 
 def nodes() -> list[tuple[float, float]]:

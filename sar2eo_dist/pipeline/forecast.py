@@ -1,51 +1,79 @@
-"""What a mosaic will take and cost, from measured rates, before anything is spent; and afterwards, how far off that was.
-
-Rates are measured: of this run folder's finished units of the same networks and lattice, else of one window that is run here
-and now, which says so.
-"""
+"""What a mosaic will take and cost, and how long on which cluster, before it is spent; afterwards, how far off that was."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
+from dataclasses import asdict, dataclass, field
 
 from sar2eo_dist import storage
 from sar2eo_dist.config import Config
-from sar2eo_dist.errors import NotFound
-from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.pipeline.actors import Chain
+from sar2eo_dist.ledger import Ledger
+from sar2eo_dist.pipeline import cluster, rates
+from sar2eo_dist.pipeline.blocks import Task
 from sar2eo_dist.pipeline.mosaics import STAGE, Plan
+from sar2eo_dist.pipeline.rates import MEGA, Rates, reached
+from sar2eo_dist.pipeline.scale import Cluster, Estimate, Line, Work, scale
 from sar2eo_dist.pipeline.stage import Summary
-from sar2eo_dist.records import digest
-from sar2eo_dist.report.text import human_bytes, human_seconds
+from sar2eo_dist.report.cost import kwh_of, money
+from sar2eo_dist.report.text import human_bytes, human_seconds, number, percent
 from sar2eo_dist.sections import Cost
 
 PUTS = 6  # objects that a block writes: rgb, valid, COG, look, STAC item, ledger entry; with confidence two more
+OVERVIEW_PUTS = 3  # an overview block: rgb, valid, ledger entry; with confidence one more
 GETS = 64  # requests that reading a block takes, about: a few hundred COG tiles of 512 px, many of them fetched as one
-PROBE = 256  # pixels of the window that the driver runs where nothing was measured yet: seconds, whatever the networks
-SAMPLE = 200  # finished units that rates are taken from
+PIXEL_IN = 8  # bytes of a pixel of a scene: VV and VH in float32, if nothing were compressed
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """Measured. window_s: of a translator, a lattice window with its halo; statistics_s: a statistics window; io_s:
-    reading and writing of a block, by one task; out: bytes written a block; source: where it was measured."""
+class Todo:
+    """Of one mosaic: blocks and statistics windows that are to do."""
 
-    window_s: float
-    statistics_s: float
-    io_s: float
-    out: float
-    source: str
-    gpu: bool
+    plan: Plan
+    blocks: list[Task]
+    statistics: list[Task]
+
+    @property
+    def windows(self) -> list[int]:
+        """Lattice windows of each block, about."""
+        grid = self.plan.frame.grid
+        places = [grid.at(t.row, t.col) for t in self.blocks]
+        return [-(-b.height // grid.stride) * -(-b.width // grid.stride) for b in places]
+
+    @property
+    def pixels(self) -> int:
+        """Of the mosaic."""
+        places = [self.plan.frame.grid.at(t.row, t.col) for t in self.blocks]
+        return sum(b.height * b.width for b in places)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Units of each overview level above the blocks."""
+        places, made = {(t.row, t.col) for t in self.blocks}, []
+        for _ in range(self.plan.frame.layout.levels if places else 0):
+            places = {(r // 2, c // 2) for r, c in places}
+            made.append(len(places))
+        return tuple(made)
+
+    def lines(self, r: Rates) -> tuple[Line, Line]:
+        """Of the statistics windows and of the blocks."""
+        n, block = len(self.statistics), len(self.blocks)
+        seen, read = (sum(reached(self.plan, t) for t in some) for some in (self.statistics, self.blocks))
+        each = max(block, 1)
+        mean = sum(self.windows) / each * r.window_s
+        size = self.pixels / MEGA
+        return (
+            Line(n, r.statistics_s, r.statistics_s, seen / MEGA * r.read_s / max(n, 1), 0.0, seen * PIXEL_IN),
+            Line(block, mean, max([mean * r.spread, *(w * r.window_s for w in self.windows)]),
+                 read / MEGA * r.read_s / each, size * r.write_s / each, read * PIXEL_IN + size * r.out),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """lines: the plan in words; the rest: totals of what is to do. seconds: of one translator; cost: in `currency`."""
+    """lines: the plan in words; the rest: totals of what is to do. seconds: of translators; io_seconds: of tasks; cost and
+    kwh: of the hours of work; clusters: wall times, by number of translators."""
 
     lines: tuple[str, ...]
     blocks: int
@@ -56,173 +84,174 @@ class Forecast:
     seconds: float
     io_seconds: float
     cost: dict[str, float]
-    currency: str
+    kwh: float
+    prices: Cost
+    threads: int
     rates: Rates
-    units: frozenset[str]
+    work: Work
+    clusters: tuple[Estimate, ...]
+    parts: tuple[Todo, ...] = field(repr=False)
+    units: frozenset[str] = field(repr=False)
 
     def text(self) -> str:
         if not self.blocks:
             return "\n".join((*self.lines, "nothing to do: every block is there"))
         unit = "GPU-hours" if self.rates.gpu else "translator-hours (CPU)"
-        money = ", ".join(f"{k} {v:,.2f}" for k, v in self.cost.items() if v)
+        each = ", ".join(f"{k} {money(v)}" for k, v in self.cost.items() if v)
         total = sum(v for k, v in self.cost.items() if "month" not in k)
-        said = f"about {total:,.2f} {self.currency} ({money})" if money else "no prices: set cost.gpu_hour and others"
+        said = f"about {money(total)} {self.prices.currency} ({each})" if each else "no prices: see cost.gpu_hour"
+        if self.kwh:
+            said += f"; {number(self.kwh)} kWh"
+            said += f", {number(self.kwh * self.prices.kwh_co2 / 1000)} kg CO2" if self.prices.kwh_co2 else ""
         return "\n".join((
             *self.lines,
             f"forecast: {self.blocks:,} blocks, {self.windows:,} windows; {human_bytes(self.bytes_in)} of pixels read, "
             f"{human_bytes(self.bytes_out)} written in {self.objects:,} objects",
             f"forecast: {self.seconds / 3600:,.2f} {unit} ({human_seconds(self.seconds)}), {human_seconds(self.io_seconds)} of "
             f"reading and writing beside; rates {self.rates.source}",
-            f"forecast: {said}",
+            f"forecast, by hours of work: {said}",
+            *_table(self.clusters, self.prices, self.rates.gpu, self.threads, self.cost["requests"]),
         ))  # fmt: skip
 
 
-def guess(cfg: Config, root: str, plans: Sequence[Plan], chosen: set[str], weights: str, fresh: bool) -> Forecast:
-    """The forecast for those of the chosen units that are not in the ledger."""
-    ledger = Ledger(root)
-    finished: dict[str, set[str]] = {s: set() if fresh else ledger.done(s) for s in (STAGE, "statistics")}
-    lines, todo_blocks, windows, statistics, size = [], 0, 0, 0, 0
+def _table(made: Sequence[Estimate], c: Cost, gpu: bool, threads: int, requests: float) -> list[str]:
+    """Clusters side by side. What is held is paid: money and energy are of whole clusters from start to end."""
+    cores = "1 CPU core" if threads == 1 else f"{threads} CPU cores"
+    per = f"a GPU and {c.node_cores} CPU cores" if gpu else cores
+    price, watts = (c.gpu_hour, c.gpu_watts) if gpu else (c.cpu_hour * threads, c.cpu_watts * threads)
+    rows = [("translators", "wall time", c.currency, "kWh", "waits mostly for")]
+    for e in made:
+        hours = e.wall_s / 3600 * e.translators
+        kwh = hours * watts / 1000
+        amount = money(hours * price + requests + kwh * c.kwh)
+        most = f"{e.bottleneck} ({percent(e.parts[e.bottleneck] / e.wall_s)})"
+        rows.append((f"{e.translators}", human_seconds(e.wall_s), amount, number(kwh), most))
+    shown = [i for i, there in enumerate((True, True, price, watts, True)) if there]
+    wide = [max(len(r[i]) for r in rows) for i in range(4)]
+    text = ["   ".join(r[i].rjust(wide[i]) if i < 4 else r[i] for i in shown) for r in rows]
+    return [f"forecast, each translator with {per}, held from start to end:", *(f"  {line}" for line in text)]
+
+
+def guess(
+    cfg: Config, root: str, plans: Sequence[Plan], chosen: set[str], weights: str, fresh: bool, begun: float
+) -> Forecast:
+    """The forecast for those of the chosen units that are not in the ledger; begun: time.monotonic() before the planning."""
+    planning, ledger = time.monotonic() - begun, Ledger(root)
+    made, gathered = (set() if fresh else ledger.done(s) for s in (STAGE, "statistics"))
+    parts, lines = [], []
     ids: set[str] = set()
-    side = cfg.translate.window + 2 * (0 if cfg.translate.statistics == "window" else cfg.translate.halo)
     for p in plans:
-        todo = [t for u, t in p.blocks if u.id in chosen and u.id not in finished[STAGE]]
-        waiting = sum(u.id not in finished["statistics"] for u, _ in p.statistics)
+        todo = [t for u, t in p.blocks if u.id in chosen and u.id not in made]
+        waiting = [t for u, t in p.statistics if u.id not in gathered]
         days = sorted(r.date for r in p.refs if r.date)
         span = f", {days[0]} to {days[-1]}" if days else ""
         bare = f", {p.bare:,} more of the area have no scene" if p.bare else ""
         lines.append(
             f"{p.frame.folder}: {len(todo):,} of {len(p.blocks):,} blocks of {p.frame.grid.block} px to do{bare}; "
-            f"{waiting:,} statistics windows; {len(p.refs):,} scenes{span}"
+            f"{len(waiting):,} statistics windows; {len(p.refs):,} scenes{span}"
         )
         ids |= {u.id for u, _ in p.blocks if u.id in chosen} | {u.id for u, _ in p.statistics}
-        todo_blocks += len(todo)
-        statistics += waiting if todo else 0
-        places = [p.frame.grid.at(t.row, t.col) for t in todo]
-        area = sum(b.height * b.width for b in places)
-        stride = p.frame.grid.stride
-        windows += sum(-(-b.height // stride) * -(-b.width // stride) for b in places)
-        dates = np.mean([max(1, len(t.scenes)) for t in todo]) if todo else 0.0
-        size += int(area * 8 * (side / cfg.translate.window) ** 2 * dates)
-    rates = _rates(cfg, root, weights, side, todo_blocks > 0)
-    seconds = windows * rates.window_s + statistics * rates.statistics_s
-    io_seconds = todo_blocks * rates.io_s
-    out = int(todo_blocks * rates.out)
-    objects = todo_blocks * (PUTS + 2 * cfg.translate.confidence)
-    cost = _cost(cfg.cost, rates.gpu, seconds, io_seconds, cfg.translate.threads, objects, todo_blocks, out)
-    ids -= finished[STAGE] | finished["statistics"]
+        parts.append(Todo(p, todo, waiting if todo else []))
+    blocks = sum(len(t.blocks) for t in parts)
+    side = cfg.translate.window + 2 * (0 if cfg.translate.statistics == "window" else cfg.translate.halo)
+    r = rates.of(cfg, root, weights, side, blocks > 0)
+    work = work_of(parts, r, planning)
+    levels, block = work.levels, cfg.translate.block**2 / MEGA
+    seconds = sum(n.units * n.compute_s for n in work.lines)
+    tasks = sum(n.units * (n.read_s + n.write_s) for n in work.lines) + sum(levels) * work.overview_s
+    pixels, more = sum(t.pixels for t in parts), int(cfg.translate.confidence)
+    out = int(pixels / MEGA * r.out + sum(levels) * block * r.overview_out)
+    objects = blocks * (PUTS + 2 * more) + sum(levels) * (OVERVIEW_PUTS + more)
+    objects += 2 * sum(len(t.statistics) for t in parts)
+    gpu_hours = seconds / 3600 if r.gpu else 0.0
+    cpu_hours = (tasks + (0 if r.gpu else seconds * cfg.translate.threads)) / 3600
+    kwh = kwh_of(gpu_hours, cpu_hours, cfg.cost.gpu_watts, cfg.cost.cpu_watts)
     return Forecast(
-        tuple(lines),
-        todo_blocks,
-        windows,
-        objects,
-        size,
-        out,
-        seconds,
-        io_seconds,
-        cost,
-        cfg.cost.currency,
-        rates,
-        frozenset(ids),
-    )
+        tuple(lines), blocks, sum(sum(t.windows) for t in parts), objects,
+        sum(reached(t.plan, task) for t in parts for task in t.blocks) * PIXEL_IN, out, seconds, tasks,
+        {"GPU": gpu_hours * cfg.cost.gpu_hour, "CPU": cpu_hours * cfg.cost.cpu_hour, "energy": kwh * cfg.cost.kwh,
+         "requests": objects / 1000 * cfg.cost.put_1000 + blocks * GETS / 1000 * cfg.cost.get_1000,
+         "storage a month": out / 1e9 * cfg.cost.gb_month},
+        kwh, cfg.cost, cfg.translate.threads, r, work,
+        tuple(scale(work, supposed(cfg.cost, r, n, cfg.translate.threads)) for n in cfg.cost.clusters),
+        tuple(parts), frozenset(ids - made - gathered),
+    )  # fmt: skip
 
 
-def _cost(
-    c: Cost, gpu: bool, seconds: float, io_seconds: float, threads: int, objects: int, blocks: int, out: int
-) -> dict[str, float]:
-    cpu = io_seconds + (0 if gpu else seconds * threads)
-    return {
-        "GPU": seconds / 3600 * c.gpu_hour if gpu else 0.0,
-        "CPU": cpu / 3600 * c.cpu_hour,
-        "requests": objects / 1000 * c.put_1000 + blocks * GETS / 1000 * c.get_1000,
-        "storage a month": out / 1e9 * c.gb_month,
-    }
+def work_of(parts: Sequence[Todo], r: Rates, planning: float) -> Work:
+    """What is to do, in seconds: zone after zone, all statistics windows first; planning: seconds."""
+    pairs = [t.lines(r) for t in parts]
+    block = max((t.plan.frame.grid.block for t in parts), default=0) ** 2 / MEGA
+    return Work(
+        (*(s for s, _ in pairs), *(b for _, b in pairs)), tuple(n for t in parts for n in t.levels), planning,
+        block * r.overview_s, r.level_s, sum(r.finish_s + len(t.plan.blocks) * r.look_s for t in parts),
+    )  # fmt: skip
 
 
-def _key(cfg: Config, weights: str) -> str:
-    t = cfg.translate
-    return digest(
-        weights, cfg.speed.model_dump(), t.statistics, t.window, t.halo, t.overlap, t.batch, t.threads, t.block
-    )
+def supposed(c: Cost, r: Rates, translators: int, threads: int) -> Cluster:
+    """A cluster of nodes of one translator each, as `cost` describes them."""
+    cores = translators * (c.node_cores if r.gpu else threads)
+    limits = [v for v in (translators * c.node_mb_s, c.store_mb_s) if v]
+    readers = cores if r.gpu else -(-cores // 8)  # as cluster.feed has it
+    return Cluster(
+        translators, 0 if r.gpu else threads, cores, readers, r.cluster_s + c.node_start_s, r.start_s, r.commit_s,
+        min(limits, default=0.0),
+    )  # fmt: skip
 
 
-def _rates(cfg: Config, root: str, weights: str, side: int, needed: bool) -> Rates:
-    try:
-        tree = json.loads(storage.read_bytes(storage.join(root, STAGE, "rates.json")))[_key(cfg, weights)]
-        return Rates(**tree)
-    except (NotFound, KeyError):
-        pass
-    if not needed:
-        return Rates(0.0, 0.0, 0.0, 0.0, "not measured", False)
-    return _probe(cfg, root, side)
+def actual(cfg: Config, r: Rates, units: int) -> Cluster:
+    """The running cluster."""
+    feed, nodes = cluster.translators(cfg, units), cluster.nodes()
+    threads = 0 if feed.actor_gpus else cfg.translate.threads
+    return Cluster(feed.actors, threads, sum(c for c, _ in nodes), feed.readers, r.cluster_s, r.start_s, r.commit_s)
 
 
-def _probe(cfg: Config, root: str, side: int) -> Rates:
-    """Run a small window in this process and scale by area; reading and writing are not measured: taken as a tenth."""
-    from sar2eo_dist.pipeline.translate import bundles_of
-
-    t = cfg.translate
-    chain = Chain(bundles_of(cfg, root), t.threads, cfg.speed)
-    small = min(side, PROBE)
-    db = np.random.default_rng(0).normal(-12, 3, (2, small, small)).astype(np.float32)
-    chain(db)
-    begin = time.monotonic()
-    chain(db)
-    window = (time.monotonic() - begin) * (side / small) ** 2
-    share = (t.statistics_window + 2 * t.halo) ** 2 / side**2
-    each = (t.block / t.window) ** 2 * window
-    bytes_out = t.block**2 * (3 if t.dtype == "uint8" else 6) * 2
-    device = f"this machine's {chain.device}, {t.threads} thread(s)"
-    where = f"measured now on one small window ({device}); reading and writing guessed"
-    return Rates(window, 0.6 * window * share, each / 10, bytes_out, where, chain.device != "cpu")
-
-
-def compare(cfg: Config, root: str, guess: Forecast, plans: Sequence[Plan], summary: Summary, weights: str) -> str:
+def compare(
+    cfg: Config,
+    root: str,
+    guess: Forecast,
+    plans: Sequence[Plan],
+    stages: Sequence[Summary],
+    weights: str,
+    begun: float,
+) -> str:
     """Print predicted against actual, keep both in `translate/forecast.json`, and the rates for the next forecast.
 
-    Returns the path.
+    stages: translate, overviews, and statistics where there are any; begun: as in `guess`. Returns the path.
     """
     path = f"{STAGE}/forecast.json"
-    ledger = Ledger(root)
-    there = ledger.done(STAGE), ledger.done("statistics")
-    blocks = [u for p in plans for u, _ in p.blocks if u.id in there[0]]
-    new = blocks[-SAMPLE:]
-    entries = [e for e in ledger.entries(new) if e.counts.get("windows") and e.steps]
-    windows = [u for p in plans for u, _ in p.statistics if u.id in there[1]][-SAMPLE:]
-    gathered = [e for e in ledger.entries(windows) if e.steps]
-    if entries:
-        rates = _measured(entries, gathered)
-        uri = storage.join(root, STAGE, "rates.json")
-        try:
-            known = json.loads(storage.read_bytes(uri))
-        except NotFound:
-            known = {}
-        storage.put(uri, json.dumps(known | {_key(cfg, weights): asdict(rates)}, indent=1, sort_keys=True).encode())
-    if guess.blocks:
-        done = ledger.entries([u for u in blocks if u.id in guess.units])
-        also = ledger.entries([u for p in plans for u, _ in p.statistics if u.id in guess.units & there[1]])
-        spent = sum(e.steps.get("compute", 0.0) for e in (*done, *also))
-        actual = {
-            "blocks": summary.done - summary.resumed, "bytes_out": sum(e.bytes_out for e in done),
-            "translator_seconds": spent, "wall_seconds": summary.seconds,
-        }  # fmt: skip
-        predicted = {"blocks": guess.blocks, "bytes_out": guess.bytes_out, "translator_seconds": guess.seconds}
-        tree = {"predicted": predicted, "actual": actual, "rates": asdict(guess.rates), "cost": guess.cost}
-        storage.put(storage.join(root, path), json.dumps(tree, indent=1, sort_keys=True).encode())
-        print(
-            f"forecast against what was spent: {human_seconds(guess.seconds)} and {human_seconds(spent)} of translators, "
-            f"{human_bytes(guess.bytes_out)} and {human_bytes(actual['bytes_out'])} written",
-            flush=True,
-        )
-    return path
-
-
-def _measured(entries: Sequence[Entry], gathered: Sequence[Entry]) -> Rates:
-    windows = sum(e.counts["windows"] for e in entries)
-    return Rates(
-        sum(e.steps["compute"] for e in entries) / windows,
-        float(np.mean([e.steps["compute"] for e in gathered])) if gathered else 0.0,
-        float(np.mean([e.steps["read"] + e.steps["write"] for e in entries])),
-        float(np.mean([e.bytes_out for e in entries])),
-        f"measured on {len(entries)} finished blocks of this run folder",
-        any(e.counts.get("blocks on a GPU") for e in entries),
+    if not guess.blocks:
+        return path
+    ledger, wall = Ledger(root), time.monotonic() - begun
+    found = rates.measured(root, plans, stages, wall - guess.work.planning_s - sum(s.seconds for s in stages))
+    own: Estimate | None = None
+    if found:
+        rates.keep(cfg, root, weights, found)
+        own = scale(work_of(guess.parts, found, guess.work.planning_s), actual(cfg, found, guess.blocks))
+    there = {s: ledger.done(s) & guess.units for s in (STAGE, "statistics")}
+    done = ledger.entries([u for p in plans for u, _ in p.blocks if u.id in there[STAGE]])
+    also = ledger.entries([u for p in plans for u, _ in p.statistics if u.id in there["statistics"]])
+    spent = sum(e.steps.get("compute", 0.0) for e in (*done, *also))
+    time_of = scale(guess.work, actual(cfg, guess.rates, guess.blocks))
+    above = stages[1]
+    written = sum(e.bytes_out for e in done) + int(above.bytes_out * (1 - above.resumed / max(above.done, 1)))
+    tree = {
+        "predicted": {
+            "blocks": guess.blocks, "bytes_out": guess.bytes_out, "translator_seconds": guess.seconds,
+            "wall_seconds": time_of.wall_s, "wall_parts": time_of.parts,
+            "wall_seconds_by_own_rates": own and own.wall_s,  # the model's own error, without that of the rates
+        },
+        "actual": {
+            "blocks": len(done), "bytes_out": written, "translator_seconds": spent, "wall_seconds": wall,
+            "translators": time_of.translators, "stages": {s.stage: s.seconds for s in stages},
+        },
+        "rates": asdict(guess.rates), "cost": guess.cost, "kwh": guess.kwh,
+    }  # fmt: skip
+    storage.put(storage.join(root, path), json.dumps(tree, indent=1, sort_keys=True).encode())
+    print(
+        f"forecast against what was spent: {human_seconds(time_of.wall_s)} and {human_seconds(wall)} with "
+        f"{time_of.translators} translator(s), {human_seconds(guess.seconds)} and {human_seconds(spent)} of theirs, "
+        f"{human_bytes(guess.bytes_out)} and {human_bytes(written)} written",
+        flush=True,
     )
+    return path

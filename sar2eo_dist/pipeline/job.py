@@ -20,7 +20,7 @@ import yaml
 from sar2eo_dist import __version__, lease, storage
 from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import ConfigError, KeptOutOfBounds, NotFound, Sar2EoError, TooManyFailures
-from sar2eo_dist.pipeline import cluster
+from sar2eo_dist.pipeline import cluster, log
 from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, submission, write_summary
 from sar2eo_dist.pipeline.synthesise import with_world
 
@@ -108,6 +108,7 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
             raise ConfigError("--audit looks at what --fresh would do again: give one of them")
         cfg = load(args.config or None, [*multiearth(args.data), *args.set])
         cfg = with_world(cfg)
+        log.configure(cfg.run.log, submission())
         with contextlib.ExitStack() as stack:
             if not opts.dry_run and name not in READERS and not opts.submission:
                 stack.enter_context(
@@ -117,16 +118,16 @@ def main(name: str, verbs: Sequence[Verb], about: str, argv: Sequence[str] | Non
                 keep(cfg)
             partial = run(cfg, opts, verbs)
     except ConfigError as e:
-        print(f"config error: {e}", file=sys.stderr)
+        log.tell(log.ERROR, "refused", f"config error: {e}", job=name)
         return 2
     except Sar2EoError as e:
-        print(f"{name} failed: {type(e).__name__}: {e}", file=sys.stderr)
+        log.tell(log.ERROR, "failed", f"{name} failed: {type(e).__name__}: {e}", job=name)
         return 1
     except ray.exceptions.RayError as e:
-        print(f"{name} failed in Ray: {cause(e)}", file=sys.stderr)
+        log.tell(log.ERROR, "failed", f"{name} failed in Ray: {cause(e)}", job=name)
         return 1
     except (KeyboardInterrupt, SystemExit):  # the second: Ray's own answer to a SIGTERM while it starts
-        print(f"\n{name} stopped; the same command resumes it", file=sys.stderr)
+        log.tell(log.WARNING, "stopped", f"{name} stopped; the same command resumes it", job=name)
         return 130
     return 3 if partial and opts.strict else 0
 

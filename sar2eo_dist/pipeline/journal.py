@@ -20,6 +20,7 @@ from sar2eo_dist.errors import NotFound
 from sar2eo_dist.evaluation.validation import Held, peak
 from sar2eo_dist.radiometry import decode_db, display, scale_sar, to_uint8
 from sar2eo_dist.report import tensorboard
+from sar2eo_dist.report.cost import kwh_of
 from sar2eo_dist.sections import Cost
 from sar2eo_dist.training.fit import Record
 from sar2eo_dist.training.phases import Phase
@@ -34,13 +35,15 @@ def describe(facts: dict[str, Any], plan: Sequence[Phase], record: Record, cost:
     """record.json: `facts` of the training (what, on what, on which machines) and how it has gone so far."""
     hours = record.seconds * facts["workers"] / 3600
     gpu = facts["device"] != "cpu"
-    price = hours * (cost.gpu_hour if gpu else cost.cpu_hour * facts["threads"])
+    gpu_hours, cpu_hours = hours * gpu, 0.0 if gpu else hours * facts["threads"]
+    kwh = kwh_of(gpu_hours, cpu_hours, cost.gpu_watts, cost.cpu_watts)
+    price = gpu_hours * cost.gpu_hour + cpu_hours * cost.cpu_hour + kwh * cost.kwh
     tree: dict[str, Any] = _finite({
         **facts, "steps": plan[-1].stop, "phases": [asdict(p) for p in plan], "started": record.started, "ended": ended,
         "seconds": record.seconds, "attempts": record.attempts, "history": record.history,
         "validations": record.validations, "baselines": record.baselines, "best": record.best(), "events": record.events,
-        "cost": {"gpu_hours": hours if gpu else 0.0, "cpu_hours": 0.0 if gpu else hours * facts["threads"],
-                 "amount": price or None, "currency": cost.currency},
+        "cost": {"gpu_hours": gpu_hours, "cpu_hours": cpu_hours, "amount": price or None, "currency": cost.currency,
+                 "kwh": kwh or None, "kg_co2": kwh * cost.kwh_co2 / 1000 or None},
     })  # fmt: skip
     return tree
 

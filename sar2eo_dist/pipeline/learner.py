@@ -24,6 +24,7 @@ from sar2eo_dist.models import bundle, speed, translator
 from sar2eo_dist.pipeline import journal
 from sar2eo_dist.pipeline.actors import exact
 from sar2eo_dist.pipeline.pairset import TranslatedReader
+from sar2eo_dist.pipeline.progress import losses
 from sar2eo_dist.pipeline.stage import now
 from sar2eo_dist.pipeline.training_job import CHANNELS, Job, compatible, versions
 from sar2eo_dist.reader import PairReader
@@ -162,11 +163,10 @@ class Learner:
         self._union()
         line["replaced"] = len(self.record.replaced)
         if self.rank == 0:
-            known = {"step", "samples_per_s", "wait", "busy", "lr", "skipped", "time", "replaced"}
-            losses = [f"{k} {v:.3f}" for k, v in line.items() if k not in known and not k.startswith("grad_norm")]
+            terms = [f"{k} {v:.3f}" for k, v in losses(line).items()]
             shares = f"busy {line['busy']:.0%}, loader {line['wait']:.0%}"
-            note = "  ".join([f"{line['samples_per_s']:.1f} samples/s", shares, *losses[:3]])
-            self.board.post.remote(self.record.step, note, self.record.events, dict(self.record.replaced))
+            note = "  ".join([f"{line['samples_per_s']:.1f} samples/s", shares, *terms[:3]])
+            self.board.post.remote(self.record.step, note, self.record.events, dict(self.record.replaced), dict(line))
 
     def _pause(self, regular: bool) -> None:
         """A checkpoint; where it is a regular one, a validation before it."""

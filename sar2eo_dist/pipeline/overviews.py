@@ -37,7 +37,9 @@ def run(cfg: Config, opts: Options, plans: Sequence[Plan], done: set[str]) -> Su
                 break
             made, below = _level(cfg, opts, plan, level, below)
             total = dataclasses.replace(
-                total, planned=total.planned + made.planned, done=total.done + made.done,
+                total.beside(made), seconds=total.seconds + made.seconds,
+                start_seconds=max(total.start_seconds, made.start_seconds),
+                planned=total.planned + made.planned, done=total.done + made.done, resumed=total.resumed + made.resumed,
                 quarantined=[*total.quarantined, *made.quarantined],
                 status="partial" if made.quarantined else total.status,
             )  # fmt: skip

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from sar2eo_dist.pipeline import log, metrics
 from sar2eo_dist.report.text import human_seconds
 
 
@@ -33,7 +34,7 @@ class Meter:
         self.bar: Progress | None = None
 
     def __enter__(self) -> Meter:
-        if self.total != 0 and self.noun and self.out.isatty():
+        if self.total != 0 and self.noun and self.out.isatty() and not log.as_json():
             fixed, rest = Column(no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
             self.bar = Progress(
                 TextColumn("{task.description}", table_column=fixed), BarColumn(16), MofNCompleteColumn(table_column=fixed),
@@ -52,6 +53,10 @@ class Meter:
             self.bar.update(self.task, completed=self.count, extra=self._extra(now))
         elif self.noun and now - self.printed >= self.every:
             self.printed = now
+            if log.as_json():
+                told = {"stage": self.label, "done": self.count, "total": self.total, "unit_of_work": self.noun}
+                log.tell(log.INFO, "progress", self.note, **told, seconds=round(now - self.start, 1))
+                return
             of, eta = "", ""
             if self.total is not None:
                 left = (self.total - self.count) * (now - self.start) / max(self.count, 1)
@@ -68,20 +73,44 @@ class Meter:
             self.bar.stop()
 
 
+#: of a line of a training's log, what is no loss
+KNOWN = {"step", "samples_per_s", "wait", "busy", "lr", "skipped", "time", "replaced"}
+
+
+def losses(line: dict[str, Any]) -> dict[str, float]:
+    """The losses of a line of a training's log, by name."""
+    return {k: float(v) for k, v in line.items() if k not in KNOWN and not k.startswith("grad_norm") and v is not None}
+
+
+def numbers(line: dict[str, Any]) -> dict[str, float]:
+    """How fast it goes, by the metrics' names; nothing of a line that is not there yet."""
+    names = {"samples_per_s": "samples_per_second", "wait": "loader_wait_ratio"}
+    return {name: float(line[k]) for k, name in names.items() if k in line}
+
+
 @ray.remote
 class Board:
     """Between training workers and the driver: how far rank 0 is, what any of them has to tell, how it ended."""
 
     def __init__(self) -> None:
         self.step, self.note = 0, ""
+        self.line: dict[str, Any] = {}
         self.events: list[dict[str, Any]] = []
         self.urgent: list[dict[str, Any]] = []
         self.replaced: dict[int, str] = {}
         self.error: Exception | None = None
         self.result: Any = None
 
-    def post(self, step: int, note: str, events: list[dict[str, Any]], replaced: dict[int, str]) -> None:
-        self.step, self.note, self.events = step, note or self.note, events
+    def post(
+        self,
+        step: int,
+        note: str,
+        events: list[dict[str, Any]],
+        replaced: dict[int, str],
+        line: dict[str, Any] | None = None,
+    ) -> None:
+        """line: the newest of the log's; None where there is no new one."""
+        self.step, self.note, self.events, self.line = step, note or self.note, events, line or self.line
         self.replaced |= replaced
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -105,15 +134,19 @@ class Board:
     def ended(self) -> tuple[Exception | None, Any]:
         return self.error, self.result
 
-    def read(self) -> tuple[int, str, list[dict[str, Any]], dict[int, str]]:
-        return self.step, self.note, [*self.events, *self.urgent], self.replaced
+    def read(self) -> tuple[int, str, list[dict[str, Any]], dict[int, str], dict[str, Any]]:
+        return self.step, self.note, [*self.events, *self.urgent], self.replaced, self.line
 
 
 class Watch:
-    """Shows the board while the driver waits for a training to end; each event and replaced sample is told once, on stderr."""
+    """Shows the board while the driver waits for a training to end; each event and replaced sample is told once, on stderr.
 
-    def __init__(self, board: Any, label: str, steps: int) -> None:
-        self.board, self.meter, self.stop = board, Meter(label, steps, "steps"), threading.Event()
+    role: of the network that is trained.
+    """
+
+    def __init__(self, board: Any, role: str, steps: int) -> None:
+        self.board, self.meter, self.stop = board, Meter(f"train {role}", steps, "steps"), threading.Event()
+        self.role = role
         self.thread = threading.Thread(target=self._poll, daemon=True)
         self.named: set[object] = set()
 
@@ -123,14 +156,33 @@ class Watch:
 
     def _show(self) -> None:
         try:
-            step, note, events, replaced = ray.get(self.board.read.remote())
+            step, note, events, replaced, line = ray.get(self.board.read.remote())
         except ray.exceptions.RayError:  # a display that is gone is no reason to lose a training
             return
-        news = {(e["step"], e["event"]): f"step {e['step']}: {e['event']}: {e['text']}" for e in events}
-        news |= {i: f"sample {i} is replaced, it cannot be read: {why}" for i, why in sorted(replaced.items())}
+        news = {
+            (e["step"], e["event"]): (e["event"], e["step"], f"step {e['step']}: {e['event']}: {e['text']}")
+            for e in events
+        }
+        replacements = sorted(replaced.items())
+        news |= {i: ("replaced", step, f"sample {i} is replaced, it cannot be read: {w}") for i, w in replacements}
         for key in [k for k in news if k not in self.named]:
-            print(f"{self.meter.label}: {news[key]}", file=sys.stderr)
+            event, at, text = news[key]
+            log.tell(
+                log.WARNING,
+                "training",
+                f"{self.meter.label}: {text}",
+                stage="train",
+                role=self.role,
+                what=event,
+                step=at,
+            )
+            metrics.add("sar2eo_train_events_total", 1, role=self.role, event=event)
             self.named.add(key)
+        metrics.put("sar2eo_train_step", step, role=self.role)
+        for name, value in numbers(line).items():
+            metrics.put(f"sar2eo_train_{name}", value, role=self.role)
+        for name, value in losses(line).items():
+            metrics.put("sar2eo_train_loss", value, role=self.role, loss=name)
         self.meter.advance(step - self.meter.count, note)
 
     def __enter__(self) -> None:

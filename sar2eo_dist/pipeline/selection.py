@@ -24,7 +24,7 @@ from sar2eo_dist.config import Config
 from sar2eo_dist.pairing.match import match
 from sar2eo_dist.pairing.split import assign
 from sar2eo_dist.pairing.yields import curve
-from sar2eo_dist.pipeline import archive
+from sar2eo_dist.pipeline import archive, metrics
 from sar2eo_dist.pipeline import calibration as calibrations
 from sar2eo_dist.records import KEPT, S1, S2, Calibration, Rejected, to_table
 from sar2eo_dist.sections import CCA
@@ -141,6 +141,7 @@ def publish(
     else:
         storage.delete(storage.join(root, calibrations.CURRENT))
     if found.drift and (line := found.drift.line(cfg.cca.drift_max)):
+        metrics.put("sar2eo_calibration_drift", found.drift.distance)
         print(f"collect: {line}", flush=True)
         outputs["drift"] = calibrations.put_drift(cfg, found.drift)
     sar, eo = (final.filter(pc.equal(final["sensor"], s)) for s in (S1, S2))

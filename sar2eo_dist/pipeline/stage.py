@@ -24,6 +24,7 @@ from sar2eo_dist import storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures, Unavailable
 from sar2eo_dist.ledger import Entry, Fault, Ledger, outputs_digest, require
+from sar2eo_dist.pipeline import log, told
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.records import Unit
 from sar2eo_dist.report.text import human_bytes, human_seconds
@@ -83,8 +84,12 @@ class Summary:
     faults: list[dict[str, str]] = field(default_factory=list)  # outputs found missing or changed, and made again
     seconds: float = 0.0  # of this invocation
     unit_seconds: float = 0.0  # summed over the units, whenever they ran
+    steps: dict[str, float] = field(default_factory=dict)  # of these, what ran as steps apart, and stages beside it
     bytes_in: int = 0
     bytes_out: int = 0
+    puts: int = 0  # objects written: outputs and the units' ledger entries
+    start_seconds: float = 0.0  # until the first result came, without its unit's own seconds: Ray, workers, models
+    commit_seconds: float = 0.0  # the driver's, for the ledger entry of one unit
     started: str = ""
     ended: str = ""
     digest: str = ""  # of all outputs: equal for equal results
@@ -92,6 +97,17 @@ class Summary:
     outputs: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     submission: str = ""  # of the Ray job that wrote it
+
+    def beside(self, *parts: Summary) -> Summary:
+        """With what other stages of the same verb have spent: seconds (without steps of their own, under their name), bytes
+        and objects. What is judged stays this stage's."""
+        all_of = (self, *parts)
+        steps = [self.steps, *(p.steps or {p.stage: p.unit_seconds} for p in parts if p.unit_seconds)]
+        return dataclasses.replace(
+            self, unit_seconds=sum(p.unit_seconds for p in all_of), steps=added(steps),
+            bytes_in=sum(p.bytes_in for p in all_of), bytes_out=sum(p.bytes_out for p in all_of),
+            puts=sum(p.puts for p in all_of),
+        )  # fmt: skip
 
     def line(self) -> str:
         """One line for a person."""
@@ -112,6 +128,12 @@ class Summary:
 Execute = Callable[[Sequence[Unit], int], Iterator[Entry | Failure]]
 
 
+def added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Sums by name."""
+    names = sorted({k for p in parts for k in p})
+    return {k: sum(p.get(k, 0.0) for p in parts) for k in names}
+
+
 def now() -> str:
     return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
 
@@ -125,6 +147,7 @@ def run_stage(
     where more than `run.tolerance` of the plan is quarantined, Unavailable where the store is down.
     """
     ledger, started, clock = Ledger(cfg.run.out), now(), time.monotonic()
+    log.configure(cfg.run.log, submission())
     planned = list(units)[: opts.limit] if opts.limit else list(units)
     if opts.fresh and not opts.dry_run:
         ledger.forget(planned)
@@ -139,28 +162,38 @@ def run_stage(
         return Summary(stage, "planned", len(planned), 0, resumed, started=started)
     if todo:
         storage.sweep(cfg.run.out)
+    tell = told.Told(cfg, stage, planned, resumed)
     attempts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     crashed = False
+    waited, commits = 0.0, list[float]()
     down: float | None = None  # since when every result says that the store does not answer
     with Meter(stage, len(todo), noun) as meter:
         while todo:
             for unit in todo:
                 attempts[unit.id] += 1
+                tell.begun(unit, attempts[unit.id])
             for group in [[u] for u in todo] if crashed else [todo]:  # after a crash, no unit shares another's fate
                 try:
+                    begin = time.monotonic()
                     for result in execute(group, max(attempts[u.id] for u in group)):
                         if not isinstance(result, Failure) or not result.reason.startswith(Unavailable.__name__):
                             down = None
                         elif down is None:
                             down = time.monotonic()
+                            tell.outage(result.reason)
                         if isinstance(result, Failure):
                             reasons[result.unit_id] = result.reason
+                            tell.failed(result.unit_id, result.reason)
                             if down is not None and time.monotonic() - down > OUTAGE_S:
                                 text = f"no unit was answered for {human_seconds(OUTAGE_S)}; when the store is back, resume"
                                 raise Unavailable(cfg.run.out, f"{text} with the same command. {result.reason}")
                         else:
+                            there = time.monotonic()
+                            waited = waited or max(1e-9, there - begin - result.seconds)
                             ledger.commit(result)
+                            commits.append(time.monotonic() - there)
+                            tell.committed(result)
                             reasons.pop(result.unit.id, None)
                             finished.add(result.unit.id)
                             meter.advance()
@@ -168,13 +201,16 @@ def run_stage(
                     if fatal := FATAL.search(str(e)):  # every worker would meet it
                         raise ConfigError(fatal[1]) from e
                     crashed = True
+                    died = f"its worker died: {cause(e)}"
                     for unit in group:
-                        reasons.setdefault(unit.id, f"its worker died: {cause(e)}")
+                        reasons.setdefault(unit.id, died)
+                    tell.died([u for u in group if u.id not in finished], died)
             todo = [u for u in todo if u.id not in finished and attempts[u.id] < cfg.run.max_attempts]
     quarantined = [
         {"unit": u.id, "key": u.key, "reason": reasons.get(u.id, "no result: its worker died")}
         for u in planned if u.id not in finished
     ]  # fmt: skip
+    tell.gave_up(quarantined)
     entries = ledger.entries([u for u in planned if u.id in finished])
     counts: Counter[str] = Counter()
     for entry in entries:
@@ -182,10 +218,12 @@ def run_stage(
     summary = Summary(
         stage, "partial" if quarantined else "complete", len(planned), len(entries), resumed, quarantined,
         [{"unit": f.unit.key, "path": f.path, "problem": f.problem} for f in faults],
-        time.monotonic() - clock, sum(e.seconds for e in entries), sum(e.bytes_in for e in entries),
-        sum(e.bytes_out for e in entries), started, now(), outputs_digest(entries), dict(sorted(counts.items())), {},
+        time.monotonic() - clock, sum(e.seconds for e in entries), added([e.steps for e in entries]),
+        sum(e.bytes_in for e in entries), sum(e.bytes_out for e in entries), sum(len(e.outputs) + 1 for e in entries), waited,
+        sum(commits) / max(len(commits), 1), started, now(), outputs_digest(entries), dict(sorted(counts.items())), {},
         machine(),
     )  # fmt: skip
+    tell.ended(summary.status, summary.seconds)
     if len(quarantined) > cfg.run.tolerance * max(of, len(planned)):
         write_summary(cfg, dataclasses.replace(summary, status="failed"))
         first = quarantined[0]
@@ -210,9 +248,10 @@ def _damaged(ledger: Ledger, units: Sequence[Unit], opts: Options) -> list[Fault
     if opts.dry_run:
         require(faults)
     for fault in faults[:SHOWN]:
-        print(f"{fault.unit.stage}: {fault.path} {fault.problem}; made again", file=sys.stderr)
+        text = f"{fault.unit.stage}: {fault.path} {fault.problem}; made again"
+        log.tell(log.WARNING, "damaged", text, stage=fault.unit.stage, unit=fault.unit.id, key=fault.unit.key)
     if len(faults) > SHOWN:
-        print(f"... and {len(faults) - SHOWN} more, all in summary.json", file=sys.stderr)
+        log.tell(log.WARNING, "damaged", f"... and {len(faults) - SHOWN} more, all in summary.json")
     ledger.forget({f.unit for f in faults})
     return faults
 
@@ -250,6 +289,7 @@ def write_summary(cfg: Config, summary: Summary) -> Summary:
     summary = dataclasses.replace(summary, submission=submission())
     data = json.dumps(dataclasses.asdict(summary), indent=1, sort_keys=True).encode()
     storage.put(storage.join(cfg.run.out, summary.stage, "summary.json"), data)
+    told.summary(cfg, summary.stage, summary.status, summary.counts)
     return summary
 
 

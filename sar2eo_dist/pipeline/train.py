@@ -246,7 +246,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
         ),
     )
     try:
-        with Watch(board, f"train {job.role}", job.plan[-1].stop):
+        with Watch(board, job.role, job.plan[-1].stop):
             trainer.fit()
     except ray.train.TrainingFailedError:
         if error := ray.get(board.failed.remote()):

@@ -7,6 +7,7 @@ after each is final, so a killed run goes on anywhere.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -48,6 +49,7 @@ def translate(cfg: Config, opts: Options) -> Summary:
         raise ConfigError(
             "nothing to translate: set data.scenes (S1 for a mosaic), data.target (a MultiEarth NetCDF) or translate.pairs"
         )
+    begun = time.monotonic()
     root = storage.absolute(cfg.run.out)
     uris = bundles_of(cfg, root)
     infos = [bundle.read(b) for b in uris]
@@ -70,16 +72,17 @@ def translate(cfg: Config, opts: Options) -> Summary:
     every = [u for u, _ in (*plan.values(), *others.values())]
     todo = every[: opts.limit] if opts.limit else every
     if planned:
-        guess = forecast.guess(cfg, root, planned, {u.id for u in todo}, weights, opts.fresh)
+        guess = forecast.guess(cfg, root, planned, {u.id for u in todo}, weights, opts.fresh, begun)
         print(guess.text(), flush=True)
-    lost: dict[str, str] = {}
+    gathered: Summary | None = None
     if made and not opts.dry_run:
         pairset.write_template(root, made)
     if planned and not opts.dry_run:
         _prepare(cfg, planned)
         if model:
             confidence.run(cfg, opts, root, uris, model)
-        lost = _statistics(cfg, opts, planned, {u.id for u in todo})
+        gathered = _statistics(cfg, opts, planned, {u.id for u in todo})
+    lost = {q["key"]: q["reason"] for q in gathered.quarantined} if gathered else {}
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
@@ -112,7 +115,9 @@ def translate(cfg: Config, opts: Options) -> Summary:
             summary = dataclasses.replace(summary, status="partial", quarantined=lost_too)
         for p in planned:
             outputs |= products.finish(cfg, p, done, first=p is planned[0])
-        outputs["forecast"] = forecast.compare(cfg, root, guess, planned, summary, weights)
+        stages = [summary, above, *([gathered] if gathered else [])]
+        outputs["forecast"] = forecast.compare(cfg, root, guess, planned, stages, weights, begun)
+        summary = summary.beside(*stages[1:])
     if targets:
         parts = [part for u, (what, part) in others.values() if what == "patches" and u.id in done]
         outputs |= patches.publish(root, targets, {image.name for part in parts for image in part})
@@ -147,15 +152,15 @@ def _needs(plan: Plan, task: blocks.Task) -> list[str]:
     return [f"{plan.frame.folder}/{k}" for k in plan.frame.needed(task)]
 
 
-def _statistics(cfg: Config, opts: Options, planned: Sequence[Plan], todo: set[str]) -> dict[str, str]:
-    """Run the statistics windows that the blocks to do read; the reasons of those that failed, by key.
+def _statistics(cfg: Config, opts: Options, planned: Sequence[Plan], todo: set[str]) -> Summary | None:
+    """Run the statistics windows that the blocks to do read; None where they read none.
 
-    They fail no run by themselves: the blocks around them do, and theirs is the count that is judged.
+    Those that fail, fail no run: the blocks around them do, and theirs is the count that is judged.
     """
     wanted = {k for p in planned for u, t in p.blocks if u.id in todo for k in _needs(p, t)}
     plan = {u.id: (u, (p, t)) for p in planned for u, t in p.statistics if u.key in wanted}
     if not plan:
-        return {}
+        return None
 
     def execute(some: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
@@ -166,16 +171,14 @@ def _statistics(cfg: Config, opts: Options, planned: Sequence[Plan], todo: set[s
     whole = dataclasses.replace(opts, limit=0)
     made = run_stage(cfg, whole, "statistics", [u for u, _ in plan.values()], execute, "windows", of=1 << 40)
     print(made.line(), flush=True)
-    return {q["key"]: q["reason"] for q in made.quarantined}
+    return made
 
 
 def _stream(
     cfg: Config, plan: Plan, todo: Sequence[tuple[Unit, blocks.Task]], attempt: int
 ) -> Iterator[Entry | Failure]:
     frame = plan.frame
-    resources = cfg.resources.model_copy(update={"extractors": cfg.resources.translators, "extractors_min": 0})
-    what = ("translators", "translate.threads")
-    feed = cluster.feed(resources, cfg.translate.threads, len(todo), cluster.nodes(), True, what)
+    feed = cluster.translators(cfg, len(todo))
     read, write = partial(blocks.read, frame=frame), partial(blocks.write, frame=frame)
     yield from units.stream(todo, attempt, read, partial(Compute, frame), write, feed)
 

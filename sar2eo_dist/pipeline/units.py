@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 import time
@@ -14,7 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from sar2eo_dist.ledger import Entry
-from sar2eo_dist.pipeline import cluster
+from sar2eo_dist.pipeline import cluster, metrics
 from sar2eo_dist.pipeline.stage import Failure, attempt
 from sar2eo_dist.records import Unit
 
@@ -25,14 +26,17 @@ Work = Callable[[Unit, Any, int], Entry]
 class _Rows:
     """Adapts a Work to Ray Data's batches of one row; `make` builds it once a worker (and loads models there)."""
 
-    def __init__(self, make: Callable[[], Work]) -> None:
-        self.work = make()
+    def __init__(self, make: Callable[[], Work], run: str, network: bool) -> None:
+        self.work, self.run = make(), run
+        self.device = metrics.Device() if network else None
 
     def __call__(self, batch: pa.Table) -> dict[str, list[bytes]]:
         out = []
         for cell in batch["row"].to_pylist():
             unit, payload, number = pickle.loads(cell)  # noqa: S301 -- written by this run's own driver
-            out.append(pickle.dumps(attempt(unit, partial(self.work, unit, payload, number))))
+            metrics.name_run(self.run)
+            with self.device.busy(unit.stage) if self.device else contextlib.nullcontext():
+                out.append(pickle.dumps(attempt(unit, partial(self.work, unit, payload, number))))
         return {"result": out}
 
 
@@ -51,7 +55,7 @@ def run(
     if part is None or make is None:
         if work is None:
             raise TypeError("units.run wants `work`, or `make` and `part`")
-        tasks = _Rows(lambda: work)
+        tasks = _Rows(lambda: work, metrics.named_run(), network=False)
         done = source.map_batches(
             tasks,
             batch_size=1,
@@ -62,7 +66,7 @@ def run(
     else:
         done = source.map_batches(
             _Rows,
-            fn_constructor_args=(make,),
+            fn_constructor_args=(make, metrics.named_run(), True),
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),
@@ -81,8 +85,9 @@ Step = Callable[[Unit, Any, Any], Any]
 class _Step:
     """Adapts a Step to rows that carry what the steps before made. A failure is carried to the end; nothing else stops."""
 
-    def __init__(self, name: str, make: Callable[[], Step]) -> None:
-        self.name, self.step = name, make()
+    def __init__(self, name: str, make: Callable[[], Step], run: str, network: bool) -> None:
+        self.name, self.step, self.run = name, make(), run
+        self.device = metrics.Device() if network else None
 
     def __call__(self, batch: pa.Table) -> dict[str, list[bytes]]:
         out = []
@@ -91,7 +96,9 @@ class _Step:
             value, steps = pickle.loads(cell.as_buffer())  # noqa: S301 -- made by this run's own workers
             if not isinstance(value, Failure):
                 begin = time.monotonic()
-                value = attempt(unit, partial(self.step, unit, payload, value))  # type: ignore[arg-type]
+                metrics.name_run(self.run)
+                with self.device.busy(unit.stage) if self.device else contextlib.nullcontext():
+                    value = attempt(unit, partial(self.step, unit, payload, value))  # type: ignore[arg-type]
                 steps |= {self.name: time.monotonic() - begin}
                 if isinstance(value, Entry):
                     value = dataclasses.replace(value, seconds=sum(steps.values()), attempt=number, steps=steps)
@@ -109,17 +116,17 @@ def stream(
     """
     rows = [{"head": pickle.dumps((unit, payload, number)), "cell": pickle.dumps((None, {}))} for unit, payload in todo]
     one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
-    share = round(feed.reader_cpus / 2, 4)
+    share, run = round(feed.reader_cpus / 2, 4), metrics.named_run()
     tasks = {"compute": TaskPoolStrategy(feed.readers), "num_cpus": share} | cluster.TASKS
     done = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(_Step("read", lambda: read), **one, **tasks)
+        .map_batches(_Step("read", lambda: read, run, network=False), **one, **tasks)
         .map_batches(
-            _Step, fn_constructor_args=("compute", make), **one,
+            _Step, fn_constructor_args=("compute", make, run, True), **one,
             compute=ActorPoolStrategy(min_size=feed.least, max_size=feed.actors),
             num_cpus=feed.actor_cpus, num_gpus=feed.actor_gpus, **cluster.ACTORS,
         )
-        .map_batches(_Step("write", lambda: write), **one, **tasks)
+        .map_batches(_Step("write", lambda: write, run, network=False), **one, **tasks)
     )  # fmt: skip
     for row in done.iter_rows():
         yield pickle.loads(row["cell"])[0]  # noqa: S301 -- made by this run's own workers

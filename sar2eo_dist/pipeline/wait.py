@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from sar2eo_dist import storage
@@ -156,7 +157,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     """Raises Sar2EoError that names the remedy: nobody there, or a token that is missing or wrong."""
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, OSError) as e:
+    except (ConnectionError, RuntimeError, OSError, AuthenticationError) as e:
         where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or "this machine"
         remedy = "is the head up, and the address that of its dashboard (http://HOST:8265)?"
         if any(word in str(e).lower() for word in ("401", "403", "unauthorized", "token")):

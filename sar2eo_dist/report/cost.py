@@ -1,4 +1,4 @@
-"""What a run has cost: hours of processors, storage, and money where the config names prices. Nothing is guessed."""
+"""What a run has cost: hours of processors, storage, requests, and energy and money where the config names power and prices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _THREADS = {"collect": "cca.threads", "translate": "translate.threads", "evaluat
 @dataclass(frozen=True, slots=True)
 class Row:
     """One verb, or one network of `train`. hours: of cores or GPUs, None = not known; written: bytes; money: of the hours,
-    None where there is no price or no hours; month: price of storing what was written for a month."""
+    the objects written and the energy, None where there is no price or no hours; month: price of storing what was written
+    for a month; puts: objects written, None = not counted; kwh: hours by power, None where no power is set; beside: hours of
+    cores beside those of GPUs."""
 
     name: str
     device: str
@@ -23,19 +25,34 @@ class Row:
     written: float | None
     money: float | None
     month: float | None
+    puts: float | None = None
+    kwh: float | None = None
+    beside: float = 0.0
     part: bool = False  # of the row above, whose hours hold it
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """total: of the verbs; priced: whether any price is set; per_1000_km2: of `translate`, (hours, device, bytes, money or
-    None) for 1,000 km2 of valid mosaic, None where the area is not known."""
+    """total: of the verbs; priced: whether any price is set; co2: g of a kWh, 0 = not counted; power: watts of a GPU and of a
+    core as set; gets: whether reads have a price, which nobody counts; per_1000_km2: `translate` for 1,000 km2 of valid
+    mosaic, None where the area is not known."""
 
     rows: tuple[Row, ...]
     total: Row
     currency: str
     priced: bool
-    per_1000_km2: tuple[float, str, float, float | None] | None
+    co2: float
+    power: tuple[float, float]
+    gets: bool
+    per_1000_km2: Row | None
+
+    @property
+    def energy(self) -> bool:
+        return any(r.kwh is not None for r in self.rows)
+
+    def kg(self, row: Row) -> float | None:
+        """CO2."""
+        return row.kwh * self.co2 / 1000 if row.kwh is not None and self.co2 else None
 
 
 def cost(run: Run, km2: float | None) -> Cost | None:
@@ -49,45 +66,88 @@ def cost(run: Run, km2: float | None) -> Cost | None:
         rows += [_verb(run, stage, parts), *parts]
     whole = [r for r in rows if not r.part]
     hours = {d: sum(r.hours or 0.0 for r in whole if r.device == d) for d in ("CPU", "GPU")}
-    devices = [d for d, h in hours.items() if h]
+    cores, gpu = hours["CPU"] + sum(r.beside for r in whole), hours["GPU"]
     total = Row(
-        "all", devices[0] if len(devices) == 1 else "", hours[devices[0]] if len(devices) == 1 else None,
+        "all", "GPU" if gpu else "CPU", (gpu or cores) or None,
         sum(r.written or 0.0 for r in whole), _sum([r.money for r in whole]), _sum([r.month for r in whole]),
+        _sum([r.puts for r in whole]), _sum([r.kwh for r in whole]), cores if gpu else 0.0,
     )  # fmt: skip
-    priced = any(_price(run, k) for k in ("gpu_hour", "cpu_hour", "gb_month"))
+    priced = any(_price(run, k) for k in ("gpu_hour", "cpu_hour", "put_1000", "gb_month", "kwh"))
     currency = str(run.setting("cost.currency") or "")[:12]
-    return Cost(tuple(rows), total, currency, priced, _area(whole, km2))
+    power = _price(run, "gpu_watts"), _price(run, "cpu_watts")
+    return Cost(
+        tuple(rows),
+        total,
+        currency,
+        priced,
+        _price(run, "kwh_co2"),
+        power,
+        _price(run, "get_1000") > 0,
+        _area(whole, km2),
+    )
 
 
 def _verb(run: Run, stage: Stage, parts: list[Row]) -> Row:
     month = _price(run, "gb_month")
     stored = None if not month or stage.bytes_out is None else stage.bytes_out / 1e9 * month
     if parts and len({p.device for p in parts}) == 1:  # the trainings' own count: their workers and threads are known
-        hours = _sum([p.hours for p in parts])
-        return Row(stage.name, parts[0].device, hours, stage.bytes_out, _sum([p.money for p in parts]), stored)
+        hours, kwh = _sum([p.hours for p in parts]), _sum([p.kwh for p in parts])
+        spent = _sum([p.money for p in parts])
+        if spent is not None:
+            spent += (stage.puts or 0.0) / 1000 * _price(run, "put_1000")
+        return Row(stage.name, parts[0].device, hours, stage.bytes_out, spent, stored, stage.puts, kwh)
     gpu = any("gpu" in k.lower() and v not in ("", "0") for k, v in stage.machine.items())
     gpu = gpu or bool(stage.counts.get("blocks on a GPU"))
     threads = 1.0 if gpu else max(1.0, as_number(run.setting(_THREADS.get(stage.name, ""))) or 1.0)
-    hours = None if stage.work is None else stage.work / 3600 * threads
-    price = _price(run, "gpu_hour" if gpu else "cpu_hour")
-    money = None if hours is None or not price else hours * price
-    return Row(stage.name, "GPU" if gpu else "CPU", hours, stage.bytes_out, money, stored)
+    if stage.work is None:
+        return Row(stage.name, "GPU" if gpu else "CPU", None, stage.bytes_out, None, stored, stage.puts)
+    tasks = min(stage.work, sum(s for name, s in stage.steps.items() if name != "compute"))  # of one core each
+    held = (stage.work - tasks) / 3600 * threads
+    hours, beside = (held, tasks / 3600) if gpu else (held + tasks / 3600, 0.0)
+    return Row(
+        stage.name, "GPU" if gpu else "CPU", hours, stage.bytes_out, _money(run, gpu, hours, beside, stage.puts), stored,
+        stage.puts, _kwh(run, gpu, hours, beside), beside,
+    )  # fmt: skip
+
+
+def _money(run: Run, gpu: bool, hours: float, beside: float, puts: float | None) -> float | None:
+    amounts = [
+        (hours, _price(run, "gpu_hour" if gpu else "cpu_hour")), (beside, _price(run, "cpu_hour")),
+        ((puts or 0.0) / 1000, _price(run, "put_1000")), (_kwh(run, gpu, hours, beside), _price(run, "kwh")),
+    ]  # fmt: skip
+    return _sum([amount * price for amount, price in amounts if amount and price])
+
+
+def kwh_of(gpu_hours: float, cpu_hours: float, gpu_watts: float, cpu_watts: float) -> float:
+    """Energy of hours at a power each: an estimate, as nothing is measured."""
+    return (gpu_hours * gpu_watts + cpu_hours * cpu_watts) / 1000
+
+
+def _kwh(run: Run, gpu: bool, hours: float, beside: float) -> float | None:
+    watts = _price(run, "gpu_watts"), _price(run, "cpu_watts")
+    if not watts[0 if gpu else 1]:
+        return None
+    return kwh_of(hours if gpu else 0.0, beside if gpu else hours, *watts)
 
 
 def _training(run: Run, role: str, tree: dict[str, float]) -> Row:
     """A network's own cost, as its record has it; a price that was not set then is taken from the config."""
     gpu, cpu, amount = (tree.get(k, 0.0) for k in ("gpu_hours", "cpu_hours", "amount"))
-    price = _price(run, "gpu_hour" if gpu else "cpu_hour")
-    money = amount or ((gpu or cpu) * price if price else None)
-    return Row(f"train: {role}", "GPU" if gpu else "CPU", gpu or cpu, None, money, None, part=True)
+    money = amount or _money(run, bool(gpu), gpu or cpu, 0.0, None)
+    kwh = tree.get("kwh") or _kwh(run, bool(gpu), gpu or cpu, 0.0)
+    return Row(f"train: {role}", "GPU" if gpu else "CPU", gpu or cpu, None, money, None, kwh=kwh, part=True)
 
 
-def _area(rows: list[Row], km2: float | None) -> tuple[float, str, float, float | None] | None:
+def _area(rows: list[Row], km2: float | None) -> Row | None:
     made = next((r for r in rows if r.name == "translate"), None)
     if made is None or not km2 or made.hours is None or made.written is None:
         return None
     each = 1000 / km2
-    return made.hours * each, made.device, made.written * each, None if made.money is None else made.money * each
+    known = (made.money, made.month, made.puts, made.kwh)
+    money, month, puts, kwh = (None if v is None else v * each for v in known)
+    return Row(
+        made.name, made.device, made.hours * each, made.written * each, money, month, puts, kwh, made.beside * each
+    )
 
 
 def _price(run: Run, name: str) -> float:

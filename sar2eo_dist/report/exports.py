@@ -87,5 +87,11 @@ def _cells(row: Row, names: list[str]) -> list[Any]:
 
 
 def _cost(c: Cost) -> tuple[list[str], list[list[Any]]]:
-    header = ["verb", "device", "hours", "bytes_written", "money", "money_a_month", "currency"]
-    return header, [[r.name, r.device, r.hours, r.written, r.money, r.month, c.currency] for r in (*c.rows, c.total)]
+    header = [
+        "verb", "device", "hours", "cpu_hours_beside", "bytes_written", "objects_written", "money", "money_a_month", "currency",
+        "kwh", "kg_co2",
+    ]  # fmt: skip
+    return header, [
+        [r.name, r.device, r.hours, r.beside, r.written, r.puts, r.money, r.month, c.currency, r.kwh, c.kg(r)]
+        for r in (*c.rows, c.total)
+    ]

@@ -38,7 +38,8 @@ class Quarantined:
 @dataclass(frozen=True, slots=True)
 class Stage:
     """`<stage>/summary.json`. seconds: wall time of the last invocation; work: summed over its units, whenever they
-    ran (None where the summary does not say). Unknown numbers are None."""
+    ran (None where the summary does not say); puts: objects written; steps: of `work`, what ran as steps apart. Unknown
+    numbers are None."""
 
     name: str
     status: str
@@ -55,6 +56,8 @@ class Stage:
     machine: dict[str, str]
     counts: dict[str, float]
     outputs: dict[str, str]
+    puts: float | None = None
+    steps: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -233,7 +236,7 @@ def _spent(data: bytes) -> dict[str, float]:
     cost = _mapping(data).get("cost") or {}
     if not isinstance(cost, dict):
         raise ValueError(f"cost should be an object, not {type(cost).__name__}")
-    return {k: n for k in ("gpu_hours", "cpu_hours", "amount") if (n := _finite(cost.get(k))) is not None}
+    return {k: n for k in ("gpu_hours", "cpu_hours", "amount", "kwh") if (n := _finite(cost.get(k))) is not None}
 
 
 def as_number(value: Any) -> float | None:
@@ -267,7 +270,13 @@ def _stage(name: str, data: bytes) -> Stage:
         Quarantined(name, text(q.get("unit")), text(q.get("key")), text(q.get("reason")))
         for q in tree.get("quarantined") or []
     ]
-    number = {k: _finite(tree.get(k)) for k in ("planned", "done", "resumed", "seconds", "bytes_in", "bytes_out")}
+    number = {
+        k: _finite(tree.get(k)) for k in ("planned", "done", "resumed", "seconds", "bytes_in", "bytes_out", "puts")
+    }
+
+    def numbers(key: str) -> dict[str, float]:
+        return {str(k): n for k, v in mapping(key).items() if (n := _finite(v)) is not None}
+
     return Stage(
         name=name,
         status=text(tree.get("status")) or "unknown",
@@ -276,7 +285,8 @@ def _stage(name: str, data: bytes) -> Stage:
         started=text(tree.get("started")),
         ended=text(tree.get("ended")),
         machine={str(k): text(v) for k, v in mapping("machine").items()},
-        counts={str(k): n for k, v in mapping("counts").items() if (n := _finite(v)) is not None},
+        counts=numbers("counts"),
+        steps=numbers("steps"),
         outputs={str(k): str(v) for k, v in mapping("outputs").items() if isinstance(v, str)},
         **number,
     )

@@ -218,6 +218,7 @@ def _facts(r: dict[str, Any]) -> list[tuple[str, str]]:
     cost, attempts, busy, wait = r["cost"], _value(r, "attempts"), middle("busy"), middle("wait")
     hours = [f"{number(h)} {k} hours" for k in ("GPU", "CPU") if (h := _value(cost, f"{k.lower()}_hours"))]
     amount = _value(cost, "amount")
+    energy = [f"{number(v)} {unit}" for k, unit in (("kwh", "kWh"), ("kg_co2", "kg CO2")) if (v := _value(cost, k))]
     price = "" if amount is None else f"{amount:,.2f} {cost.get('currency', '')}".strip()
     chosen = count(_value(r, "selected_step"))
     rate = f"{number(middle('samples_per_s'))} samples/s, median" if middle("samples_per_s") is not None else ""
@@ -234,6 +235,7 @@ def _facts(r: dict[str, Any]) -> list[tuple[str, str]]:
         ("Speed", rate),
         ("Share of the time, median", ", ".join(shares)),
         ("Cost", ", ".join([*([price] if price else []), *hours])),
+        ("Energy, by hours and the power set", ", ".join(energy)),
         ("Started", text.when(str(r.get("started") or ""))),
         ("Ended", text.when(str(r.get("ended") or "")) or "not yet"),
         ("Weights kept", f"{r.get('selected') or 'last'}, step {chosen}" if r.get("ended") else ""),

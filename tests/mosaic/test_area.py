@@ -248,3 +248,20 @@ def test_a_parallel_is_carried_over_as_the_curve_that_it_is(lat):
     holding[((y - f) / e / grid.block).astype(int), ((x - c) / a / grid.block).astype(int)] = True
     assert not (holding & ~planned).any()
     assert planned.sum() < 1.2 * holding.sum()
+
+
+@given(lat=st.floats(-70, 70), lon=st.floats(-179, 178), pixels=st.integers(0, 1_000_000))
+@settings(deadline=None)
+def test_hectares_of_a_block_in_metres_and_in_degrees(lat: float, lon: float, pixels: int) -> None:
+    """In degrees beside the area of the cell on the sphere, by the difference of the sines of its latitudes."""
+    assert area.hectares(utm_grid(21, True, 10.0, **LATTICE), Block(0, 0, 0, 0, 2048, 2048), pixels) == round(
+        pixels / 100
+    )
+    step = 1e-4
+    grid = Grid("EPSG:4326", (step, 0, lon, 0, -step, lat), 1000, 1000, **LATTICE)
+    side = 6371007.2**2 * np.radians(1000 * step)
+    cell = side * (np.sin(np.radians(lat)) - np.sin(np.radians(lat - 1000 * step))) / 1e6
+    assert (
+        abs(area.hectares(grid, Block(0, 0, 0, 0, 1000, 1000), pixels) - pixels * cell / 1e4)
+        <= 0.51 + pixels * cell / 1e4 * 1e-5
+    )

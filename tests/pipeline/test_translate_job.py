@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,9 @@ def test_a_new_scene_makes_again_what_it_touches_and_a_withdrawn_one_brings_the_
     assert whole.digest == second.digest
     forecast = json.loads((Path(cfg.run.out) / second.outputs["forecast"]).read_text())
     assert forecast["predicted"]["blocks"] == forecast["actual"]["blocks"] == again
+    assert forecast["actual"]["wall_seconds"] > forecast["actual"]["stages"]["translate"] > 0
+    assert forecast["predicted"]["wall_seconds"] == pytest.approx(sum(forecast["predicted"]["wall_parts"].values()))
+    assert forecast["predicted"]["wall_seconds_by_own_rates"] > forecast["actual"]["translator_seconds"]
 
     (tmp_path / "scenes/new.tif").unlink()
     third = run(cfg)
@@ -103,13 +107,71 @@ def test_a_limited_run_goes_on_to_the_same_bytes(base: Path, tmp_path: Path) -> 
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = small_mosaic.small(tmp_path, "cost.cpu_hour=3600", "cost.put_1000=1000")
+    prices = ("cost.cpu_hour=3600", "cost.put_1000=1000", "cost.cpu_watts=10", "cost.kwh_co2=98")
+    cfg = small_mosaic.small(tmp_path, *prices)
     assert run(cfg, dry_run=True).planned == 9
     assert not (tmp_path / "run").exists()
     said = capsys.readouterr().out
     assert "9 of 9 blocks of 256 px to do" in said
     assert "measured now on one small window" in said
-    assert "requests 54.00" in said
+    assert "requests 123.00" in said  # 6 objects a block, 2 a statistics window, 3 of each of 17 overview blocks
+    assert " kWh, " in said
+    assert " kg CO2" in said
+    assert re.findall(r"^ +(\d+)   .* [a-z]+ \(", said, re.MULTILINE) == ["1", "4", "16", "64"]
+
+
+def test_rates_that_are_given_stand_for_machines_that_are_not_here(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = tmp_path / "rates.json"
+    about = {
+        "window_s": 36.0,
+        "statistics_s": 0.0,
+        "source": "assumed of a card",
+        "gpu": True,
+        "start_s": 100,
+        "level_s": 0,
+    }
+    rates.write_text(json.dumps(about))
+    given = [f"cost.rates={rates}", "cost.gpu_hour=100", "cost.gpu_watts=1000", "cost.clusters=[3]"]
+    cfg = small_mosaic.elsewhere(small_mosaic.small(base, *given), tmp_path / "run")
+    run(cfg, dry_run=True)
+    said = capsys.readouterr().out
+    assert "0.36 GPU-hours" in said  # 36 windows
+    assert "rates assumed of a card" in said
+    assert "each translator with a GPU and 8 CPU cores" in said
+    row = next(line for line in said.splitlines() if line.startswith("            3   "))
+    took = re.fullmatch(r" +3 +(\d+)\s*min (\d+)\s*s +([\d.]+) +([\d.]+) +compute \(\d+\s*%\)", row)
+    assert took, row
+    wall = int(took[1]) * 60 + int(took[2])
+    assert 3 * 4 * 36 + 2 * 100 <= wall <= 3 * 4 * 36 + 2 * 100 + 60  # three blocks each, two lines that start
+    assert float(took[3]) == pytest.approx(3 * wall / 36, rel=0.01)
+    assert float(took[4]) == pytest.approx(3 * wall / 3600, rel=0.01)
+
+    for text, why in (
+        ("[1]", "wants an object|is not an object"), ('{"window_s": 1}', "statistics_s"), ("{", "is not an object"),
+        (json.dumps(about | {"window_s": -1}), "numbers of 0 or more"), (json.dumps(about | {"speed": 1}), "speed"),
+        (json.dumps(about | {"source": ""}), "a source in words"),
+    ):  # fmt: skip
+        rates.write_text(text)
+        with pytest.raises(ConfigError, match=why):
+            run(cfg, dry_run=True)
+    rates.unlink()
+    with pytest.raises(ConfigError, match="is not there"):
+        run(cfg, dry_run=True)
+
+
+def test_objects_that_are_forecast_are_those_that_are_written(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = copy(base, tmp_path)
+    found = run(cfg)
+    assert found.resumed == 9
+    capsys.readouterr()
+    run(cfg, dry_run=True, fresh=True)
+    assert f"in {found.puts} objects" in capsys.readouterr().out
+    assert set(found.steps) == {"read", "compute", "write", "overviews"}
+    assert found.unit_seconds > 0
 
 
 def test_a_torn_scene_fails_its_blocks_by_name_and_no_others(tmp_path: Path) -> None:

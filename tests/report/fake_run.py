@@ -199,7 +199,7 @@ SUMMARIES = {
     "shard": summary("shard", 10, unit_seconds=21.0, bytes_out=48_250_000),
     "train": summary("train", 11, planned=2, done=2, unit_seconds=3725.0, bytes_out=999_960),
     "translate": summary(
-        "translate", 12, status="partial", done=3, unit_seconds=130.0,
+        "translate", 12, status="partial", done=3, unit_seconds=130.0, puts=24,
         quarantined=[{"unit": "abc", "key": "scene/r00001c00001", "reason": "ModelError: not finite at window 3"}],
         counts={"pixels": 262_144, "valid pixels": 249_037, "patches": 3},
         outputs={"mosaic": "translate/scene/mosaic.zarr", "vrt": "translate/scene/mosaic.vrt",
@@ -262,7 +262,7 @@ def files(folder: Path, size: int = 128) -> dict[str, bytes]:
         {
             "synthetic": {"enabled": True},
             "cca": {"extractor": "efficientnet_lite0"},
-            "cost": {"cpu_hour": 0.05, "gb_month": 0.02, "currency": "EUR"},
+            "cost": {"cpu_hour": 0.05, "gb_month": 0.02, "currency": "EUR", "cpu_watts": 10, "kwh_co2": 98},
             "translate": {"threads": 2},
         }
     )

@@ -42,7 +42,47 @@ def test_gpu_hours_where_blocks_ran_on_one() -> None:
     found = cost(run, 500.0)
     assert found is not None
     assert (found.rows[0].device, found.rows[0].hours, found.rows[0].money) == ("GPU", 2.0, 4.0)
-    assert found.per_1000_km2 == (4.0, "GPU", 1e9, 8.0)
+    area = found.per_1000_km2
+    assert area is not None
+    assert (area.hours, area.device, area.written, area.money) == (4.0, "GPU", 1e9, 8.0)
+
+
+def test_what_reads_and_writes_for_gpus_is_cpu_time() -> None:
+    """Steps run apart: the GPU is held by one, the others take a core each; stages beside have the verb's own names."""
+    steps = {"compute": 3600.0, "read": 1800.0, "write": 900.0, "overviews": 900.0}
+    tree = {"unit_seconds": 7200.0, "steps": steps, "puts": 2000}
+    config = {"translate": {"threads": 4}, "cost": {"gpu_hour": 2.0, "cpu_hour": 0.5, "put_1000": 0.1}}
+    found = cost(run_of(config, translate=tree | {"counts": {"blocks on a GPU": 3}}), None)
+    assert found is not None
+    assert (found.rows[0].hours, found.rows[0].beside) == (1.0, 1.0)
+    assert found.rows[0].money == pytest.approx(2.0 + 0.5 + 0.2)
+    found = cost(run_of(config, translate=tree), None)
+    assert found is not None
+    assert (found.rows[0].device, found.rows[0].hours, found.rows[0].beside) == ("CPU", 4 + 1.0, 0.0)
+    assert found.rows[0].money == pytest.approx(5 * 0.5 + 0.2)
+    assert (found.total.puts, found.energy) == (2000, False)
+    gpu = run_of(config, translate=tree | {"counts": {"blocks on a GPU": 3}}, shard={"unit_seconds": 5400.0})
+    both = cost(gpu, None)
+    assert both is not None
+    assert (both.total.device, both.total.hours, both.total.beside) == ("GPU", 1.0, 1.0 + 1.5)
+
+
+def test_energy_is_hours_by_the_power_that_is_set() -> None:
+    steps = {"compute": 3600.0, "read": 3600.0}
+    tree = {"unit_seconds": 7200.0, "steps": steps, "counts": {"blocks on a GPU": 1}}
+    config = {"cost": {"gpu_watts": 1000.0, "cpu_watts": 10.0, "kwh": 0.5, "kwh_co2": 98.0}}
+    found = cost(run_of(config, translate=tree, shard={"unit_seconds": 3600.0}), 1000.0)
+    assert found is not None
+    assert [r.kwh for r in found.rows] == pytest.approx([0.01, 1.01])  # the verbs in their order: shard, translate
+    assert found.total.kwh == pytest.approx(1.02)
+    assert found.total.money == pytest.approx(0.51)
+    assert found.kg(found.total) == pytest.approx(0.09996)
+    assert found.per_1000_km2 is not None
+    assert found.per_1000_km2.kwh == pytest.approx(1.01)
+    only = cost(run_of({"cost": {"cpu_watts": 10.0}}, translate=tree, shard={"unit_seconds": 3600.0}), None)
+    assert only is not None
+    assert [r.kwh for r in only.rows] == [pytest.approx(0.01), None]  # of a GPU whose power nobody set, nothing is told
+    assert only.kg(only.total) is None
 
 
 def test_without_prices_or_times_nothing_is_made_up() -> None:
@@ -66,6 +106,11 @@ def test_trainings_tell_their_own_cost() -> None:
         ("train: translate", 8.0, 20.0, True), ("train: enhance", 1.0, 3.0, True),
     ]  # fmt: skip
     assert found.total.hours == 9.0  # parts are not counted twice
+    run.records["translate"]["kwh"] = 7.5
+    run.config["cost"]["gpu_watts"] = 500.0
+    told = cost(run, None)
+    assert told is not None
+    assert [r.kwh for r in told.rows] == [8.0, 7.5, 0.5]
 
 
 def test_money_in_words() -> None:
@@ -77,9 +122,19 @@ def test_money_in_words() -> None:
 def test_the_page_tells_it(page: Node) -> None:
     section = page.one("section", id="cost")
     rows = {r.attrs["data-cost"]: r.text for r in section.all("tr") if "data-cost" in r.attrs}
-    assert rows["train"].replace("\xa0", " ") == "train 1 h 30 min CPU 1.0 MB 0.075 < 0.001"
+    assert rows["train"].replace("\xa0", " ") == "train 1 h 30 min CPU 1.0 MB \N{EN DASH} 0.015 0.0015 kg 0.075 < 0.001"
     assert rows["train: translate"].replace("\xa0", " ").startswith("train: translate 1 h 30 min CPU")
-    assert rows["translate"].replace("\xa0", " ").startswith("translate 4 min 20 s CPU")  # 130 s by two threads
+    assert (
+        rows["translate"].replace("\xa0", " ").startswith("translate 4 min 20 s CPU 1.5 MB 24 ")
+    )  # 130 s by two threads
     hours = 2 * 130 / 3600 / (249_037 * 100 / 1e6) * 1000
     assert f"1,000 km² of valid mosaic take {hours:.2f} CPU-hours" in section.text
+    km2 = 249_037 * 100 / 1e6
+    assert f"in {24 / km2 * 1000:.0f} objects, " in section.text
+    assert f"{2 * 130 / 3600 / 100 / km2 * 1000:.4f} kWh" in section.text
     assert "EUR" in section.text
+    assert (
+        "Energy is an estimate, not a measurement: these hours at 10.0 W a core, 98.0 g CO₂ a kWh, as set."
+        in section.text
+    )
+    assert "With prices" not in section.text

@@ -51,7 +51,7 @@ def record(role: str = "translate", **changes: Any) -> dict[str, Any]:
         "precision": "float32", "started": "2026-11-22T10:00:00+00:00", "ended": "2026-11-22T11:02:05+00:00",
         "seconds": 3725.0, "attempts": 1, "columns": ["SAR", "translated", "real"], "history": history,
         "validations": validations, "baselines": BASELINES, "best": {"step": 300, "mae": 0.0416}, "events": [],
-        "cost": {"gpu_hours": 0.0, "cpu_hours": 2.07, "amount": 0.1234, "currency": "USD"},
+        "cost": {"gpu_hours": 0.0, "cpu_hours": 2.07, "amount": 0.1234, "currency": "USD", "kwh": 0.0207, "kg_co2": 0.00203},
     } | changes  # fmt: skip
 
 
@@ -168,6 +168,7 @@ def test_facts(page: Node, tmp_path: Path) -> None:
         "Trained on": "1,234 pairs, 64 held out", "Batch": "8", "Crop": "96 pixels square", "Workers": "2",
         "Device": "cpu, float32", "Time": "1 h 02 min", "Speed": "13.0 samples/s, median",
         "Share of the time, median": "93 % busy, 1.2 % waiting for data", "Cost": "0.12 USD, 2.07 CPU hours",
+        "Energy, by hours and the power set": "0.0207 kWh, 0.00203 kg CO2",
         "Started": "2026-11-22 10:00 UTC", "Ended": "2026-11-22 11:02 UTC", "Weights kept": "last, step 400",
         "Bundle": "train/bundles/ab12", "Options": "preset tiny, lambda_l1 100.0", "Scaling": "sar fixed, eo fixed",
         "Unreadable samples replaced": "2",
