@@ -90,6 +90,13 @@ class Resources(Section):
     loaders: int = Field(0, ge=0, description="threads of a training worker that read pairs; 0 = 2, from a bucket 16")
     prefetch_mb: int = Field(256, ge=1, description="memory of one training worker for batches made ahead")
     gpu: Literal["auto", "never"] = "auto"
+    wait_cpus: int = Field(
+        0,
+        ge=0,
+        description="CPUs that an autoscaling cluster is asked for, and waited for before a stage shares out its work",
+    )
+    wait_gpus: int = Field(0, ge=0, description="the same of GPUs")
+    wait_s: float = Field(900.0, ge=0, description="so long; then a stage goes on with what is there, if anything is")
 
     @model_validator(mode="after")
     def _possible(self) -> Resources:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +18,20 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext
 
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.pipeline import log
+from sar2eo_dist.report.text import human_seconds
 from sar2eo_dist.sections_training import Resources
 
 #: pixels wait between stages in blocks of about this size: larger ones cost less to pass on, and more memory in flight
 BLOCK_BYTES = 48 << 20
 #: no row for so long means a deadlock or a dead cluster: fail with Ray's own words rather than hang
 NO_PROGRESS_S = 900
+LOOK_S, TOLD_S = 5.0, 60.0  # while the cluster grows: between two looks, and two lines about it
 #: for a cluster's head to take a connection
 CONNECT_S = 20.0
 
@@ -63,7 +69,9 @@ def reach(address: str) -> None:
 
 
 def start(cfg: Config) -> None:
-    """Join or start Ray once a process. Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it.
+    """Join or start Ray once a process, and wait for the workers that `resources.wait_*` count on.
+
+    Token authentication is Ray's default; RAY_AUTH_MODE in the environment rules it.
 
     Raises ConfigError where the cluster does not answer or refuses the token.
     """
@@ -107,6 +115,45 @@ def start(cfg: Config) -> None:
     context.execution_options.verbose_progress = False
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    gather(cfg.resources)
+
+
+def gather(resources: Resources) -> None:
+    """Ask an autoscaling cluster for workers and wait for them: stages share their work out by the nodes that they find.
+
+    The cluster keeps what was asked for until this process ends. Raises ConfigError where not one of a kind has come.
+    """
+    wanted = {"CPU": resources.wait_cpus, "GPU": resources.wait_gpus}
+    if not any(wanted.values()):
+        return
+    request_resources(num_cpus=wanted["CPU"], bundles=[{"GPU": 1}] * wanted["GPU"])
+    atexit.register(_release)
+    begin = told = time.monotonic()
+    while True:
+        have = dict(zip(("CPU", "GPU"), (sum(column) for column in zip(*nodes(), strict=True)), strict=True))
+        short = {kind: n for kind, n in wanted.items() if have.get(kind, 0.0) < n}
+        if not short:
+            return
+        words = ", ".join(f"{have.get(kind, 0.0):g} of {n} {kind}s" for kind, n in short.items())
+        if time.monotonic() - begin >= resources.wait_s:
+            break
+        if time.monotonic() - told >= TOLD_S or told == begin:
+            told = time.monotonic()
+            log.tell(log.INFO, "waiting", f"waiting for the cluster to grow: {words} are there", **short)
+        time.sleep(min(LOOK_S, resources.wait_s / 10))
+    if any(not have.get(kind) for kind in short):
+        raise ConfigError(
+            f"{words} came within {human_seconds(resources.wait_s)}: `ray status` says what the autoscaler waits for (quota, "
+            f"maxReplicas, taints, image). Lower resources.wait_gpus or wait_cpus, or raise resources.wait_s"
+        )
+    log.tell(
+        log.WARNING, "short", f"the cluster has not grown as asked for: {words} are there; going on with these", **short
+    )
+
+
+def _release() -> None:
+    if ray.is_initialized():
+        request_resources(num_cpus=0, bundles=[])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo_dist.errors import ConfigError
+from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.cluster import feed, share
 from sar2eo_dist.sections_training import Resources
 
@@ -71,3 +74,37 @@ def test_what_no_node_can_hold_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"2 extractors of 5 CPUs each do not fit on nodes of 4, 8"):
         feed(Resources(extractors=2), 5, 9, [(4, 0), (8, 0)], True)
     assert feed(Resources(), 1, 9, [(0, 2), (8, 0)], True).actor_gpus == 0, "no actor can be placed where no CPU is"
+
+
+def growing(monkeypatch: pytest.MonkeyPatch, *sizes: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    """A cluster whose nodes are these at one look after the other, the last for ever; what it was asked for."""
+    left, asked = list(sizes), list[dict[str, Any]]()
+    monkeypatch.setattr(cluster, "nodes", lambda: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(cluster, "request_resources", lambda **what: asked.append(what))
+    monkeypatch.setattr(cluster, "LOOK_S", 0.01)
+    monkeypatch.setattr(cluster.atexit, "register", lambda f: None)
+    return asked
+
+
+def test_a_stage_waits_for_the_workers_that_it_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = growing(monkeypatch, [(0, 0)], [(0, 0), (8, 0)], [(0, 0), (8, 0), (8, 1)], [(0, 0), (8, 0), (8, 1), (8, 1)])
+    cluster.gather(Resources(wait_cpus=16, wait_gpus=2))
+    assert asked == [{"num_cpus": 16, "bundles": [{"GPU": 1}, {"GPU": 1}]}]
+    assert cluster.nodes() == [(0, 0), (8, 0), (8, 1), (8, 1)]  # it looked until they were there, and no longer
+
+
+def test_it_goes_on_with_what_came_and_refuses_where_nothing_did(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growing(monkeypatch, [(8, 1)])
+    cluster.gather(Resources(wait_gpus=4, wait_s=0.05))
+    assert "1 of 4 GPUs are there; going on with these" in capsys.readouterr().err
+    growing(monkeypatch, [(8, 0)])
+    with pytest.raises(ConfigError, match=r"0 of 4 GPUs came within .*ray status"):
+        cluster.gather(Resources(wait_gpus=4, wait_s=0.05))
+
+
+def test_a_cluster_that_is_asked_for_nothing_is_asked_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = growing(monkeypatch, [(8, 0)])
+    cluster.gather(Resources())
+    assert asked == []
