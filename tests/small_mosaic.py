@@ -137,7 +137,7 @@ def without_ray() -> Iterator[None]:
                 begin = time.monotonic()
                 value = step(unit, task, value)
                 spent[name] = time.monotonic() - begin
-            return dataclasses.replace(value, steps=spent)  # type: ignore[type-var]
+            return dataclasses.replace(value, seconds=sum(spent.values()), steps=spent)  # type: ignore[type-var]
 
         for unit, task in todo:
             yield attempt(unit, partial(work, unit, task))

@@ -41,7 +41,8 @@ MONTHS = {"month": 1, "quarter": 3, "year": 12}
 #: a row a block of all mosaics: what the run before knows of it; made: digest of all that the block's unit wrote
 BLOCKS = pa.schema([
     ("mosaic", pa.string()), ("row", pa.int64()), ("col", pa.int64()), ("unit", pa.string()), ("made", pa.string()),
-    ("valid", pa.int64()), ("seconds", pa.float64()), ("bytes", pa.int64()),
+    ("valid", pa.int64()), ("seconds", pa.float64()), ("compute", pa.float64()), ("bytes", pa.int64()), ("puts", pa.int64()),
+    ("gpu", pa.bool_()),
 ])  # fmt: skip
 
 
@@ -208,7 +209,8 @@ def _blocks(root: str, summary: Summary, before: pa.Table) -> pa.Table:
             rows.append(known[u.id] if e is None else {
                 "mosaic": folder, "row": r["row"], "col": r["col"], "unit": u.id,
                 "made": digest([a.sha256 for a in e.outputs]), "valid": e.counts.get("valid pixels", 0),
-                "seconds": e.seconds, "bytes": e.bytes_out,
+                "seconds": e.seconds, "compute": e.steps.get("compute", e.seconds), "bytes": e.bytes_out,
+                "puts": len(e.outputs) + 1, "gpu": bool(e.counts.get("blocks on a GPU")),
             })  # fmt: skip
     return pa.Table.from_pylist(rows, schema=BLOCKS)
 
@@ -267,6 +269,7 @@ def _leave(
         "status": summary.status, "seconds": round(summary.seconds, 1), "unit_seconds": round(summary.unit_seconds, 1),
         "bytes_out": summary.bytes_out, "km2": round(sum(b["valid"] for b in changes.blocks) * area, 3),
         "submission": submission(), "digest": summary.digest, "counts": summary.counts,
+        "spent": report.spent(cfg.model_dump(mode="json"), changes),
     }  # fmt: skip
     try:
         lines = storage.read_bytes(storage.join(root, HISTORY)).decode().splitlines()

@@ -12,9 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sar2eo_dist import storage
 from sar2eo_dist.errors import NotFound
-from sar2eo_dist.report import text
+from sar2eo_dist.report import cost, text
 from sar2eo_dist.report.field import SERIES
 from sar2eo_dist.report.images import Album, Picture
+from sar2eo_dist.report.load import Run, Stage
 from sar2eo_dist.sources.ranged import ranged
 
 FILE = "report.html"
@@ -83,6 +84,7 @@ def build(root: str, night: Night) -> bytes:
     )  # fmt: skip
     for name in ("human_bytes", "human_seconds", "count", "number", "shorten", "redact", "when"):
         env.filters[name] = getattr(text, name)
+    env.filters |= {"money": cost.money, "human_hours": cost.human_hours}
     album = Album(root)
     shown = sorted(night.mosaics, key=lambda m: (-len(m.made), m.folder))[:MAPS]
     page = env.get_template("basin.html.j2").render(
@@ -91,6 +93,22 @@ def build(root: str, night: Night) -> bytes:
         grades=_grades(root), runs=len(night.history),
     )  # fmt: skip
     return page.encode()
+
+
+def spent(config: dict[str, Any], changes: Changes) -> dict[str, Any]:
+    """What the blocks that were made have taken: device, its hours, hours of cores beside, energy and money where the price
+    table has any. Statistics windows, overviews and grades are not in it."""
+    total = {k: sum(b[k] for b in changes.blocks) for k in ("seconds", "compute", "bytes", "puts", "gpu")}
+    steps = {"compute": total["compute"], "tasks": total["seconds"] - total["compute"]}
+    stage = Stage(
+        "translate", "complete", None, None, None, (), None, total["seconds"], None, total["bytes"], "", "", {},
+        {"blocks on a GPU": total["gpu"]}, {}, steps=steps, puts=total["puts"],
+    )  # fmt: skip
+    row = cost.verb(Run("", config=config), stage)
+    return {
+        "device": row.device, "hours": row.hours, "beside": row.beside, "kwh": row.kwh, "money": row.money,
+        "currency": str(config["cost"]["currency"]),
+    }  # fmt: skip
 
 
 def _map(album: Album, m: Mosaic) -> Map:

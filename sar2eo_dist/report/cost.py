@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sar2eo_dist.report.facts import expected
@@ -63,7 +64,7 @@ def cost(run: Run, km2: float | None) -> Cost | None:
     rows: list[Row] = []
     for stage in verbs:
         parts = [_training(run, role, tree) for role, tree in run.records.items()] if stage.name == "train" else []
-        rows += [_verb(run, stage, parts), *parts]
+        rows += [verb(run, stage, parts), *parts]
     whole = [r for r in rows if not r.part]
     hours = {d: sum(r.hours or 0.0 for r in whole if r.device == d) for d in ("CPU", "GPU")}
     cores, gpu = hours["CPU"] + sum(r.beside for r in whole), hours["GPU"]
@@ -87,7 +88,8 @@ def cost(run: Run, km2: float | None) -> Cost | None:
     )
 
 
-def _verb(run: Run, stage: Stage, parts: list[Row]) -> Row:
+def verb(run: Run, stage: Stage, parts: Sequence[Row] = ()) -> Row:
+    """What a verb's units have cost; parts: of `train`, the rows of its networks."""
     month = _price(run, "gb_month")
     stored = None if not month or stage.bytes_out is None else stage.bytes_out / 1e9 * month
     if parts and len({p.device for p in parts}) == 1:  # the trainings' own count: their workers and threads are known
