@@ -30,7 +30,8 @@ class Rates:
     """Seconds. window_s: of a translator, a lattice window with its halo; statistics_s: a statistics window; read_s: of a task,
     a million pixels of one scene; write_s, overview_s: of a task, a million pixels of mosaic; out, overview_out: bytes of
     those; spread: the longest block's time over the mean's; cluster_s: until Ray is there; start_s: until the translators of
-    a line are; commit_s: of the driver, the ledger entry of a unit; level_s: until an overview level's first task runs;
+    a line are; commit_s: of the driver, the ledger entry of a unit
+    (several are on their way at a time); level_s: until an overview level's first task runs;
     finish_s, look_s: of the driver, what it publishes, a zone and on top of that a block, which is no more than supposed;
     source: where all this was measured, or who says so.
 

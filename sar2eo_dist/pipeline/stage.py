@@ -24,7 +24,7 @@ from sar2eo_dist import storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError, Sar2EoError, TooManyFailures, Unavailable
 from sar2eo_dist.ledger import Entry, Fault, Ledger, outputs_digest, require
-from sar2eo_dist.pipeline import log, told
+from sar2eo_dist.pipeline import commit, log, told
 from sar2eo_dist.pipeline.progress import Meter
 from sar2eo_dist.records import Unit
 from sar2eo_dist.report.text import human_bytes, human_seconds
@@ -89,7 +89,7 @@ class Summary:
     bytes_out: int = 0
     puts: int = 0  # objects written: outputs and the units' ledger entries
     start_seconds: float = 0.0  # until the first result came, without its unit's own seconds: Ray, workers, models
-    commit_seconds: float = 0.0  # the driver's, for the ledger entry of one unit
+    commit_seconds: float = 0.0  # the driver's, for the ledger entry of one unit: several are on their way at a time
     started: str = ""
     ended: str = ""
     digest: str = ""  # of all outputs: equal for equal results
@@ -176,7 +176,8 @@ def run_stage(
             for group in [[u] for u in todo] if crashed else [todo]:  # after a crash, no unit shares another's fate
                 try:
                     begin = time.monotonic()
-                    for result in execute(group, max(attempts[u.id] for u in group)):
+                    results = execute(group, max(attempts[u.id] for u in group))
+                    for result, took in commit.committed(ledger, results):
                         if not isinstance(result, Failure) or not result.reason.startswith(Unavailable.__name__):
                             down = None
                         elif down is None:
@@ -189,10 +190,8 @@ def run_stage(
                                 text = f"no unit was answered for {human_seconds(OUTAGE_S)}; when the store is back, resume"
                                 raise Unavailable(cfg.run.out, f"{text} with the same command. {result.reason}")
                         else:
-                            there = time.monotonic()
-                            waited = waited or max(1e-9, there - begin - result.seconds)
-                            ledger.commit(result)
-                            commits.append(time.monotonic() - there)
+                            waited = waited or max(1e-9, time.monotonic() - begin - took - result.seconds)
+                            commits.append(took / commit.AT_A_TIME)
                             tell.committed(result)
                             reasons.pop(result.unit.id, None)
                             finished.add(result.unit.id)

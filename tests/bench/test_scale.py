@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -10,13 +11,17 @@ from typing import Any
 
 import pytest
 import small_mosaic
+import test_mosaic
+import torch
 
 from sar2eo_dist.config import load
+from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.pipeline.stage import Options
 from sar2eo_dist.pipeline.translate import translate
 
 pytestmark = pytest.mark.timeout(3600)
 SPAWN = multiprocessing.get_context("spawn")
+ASSUMED = Path(__file__).resolve().parents[2] / "jobs/configs/rates_h100_assumed.json"
 SIDE = 2048  # pixels: 16 blocks of 512
 
 
@@ -66,3 +71,32 @@ def test_predicted_and_actual_wall_time(tmp_path: Path) -> None:
         print(
             f"  of translators {was['translator_seconds']:.1f} s where {said['translator_seconds']:.1f} s were predicted"
         )
+
+
+def test_the_basin_on_1_4_16_64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan of the basin (four days of the synthetic archive, 4 to 5 scenes a block) in three tables: this machine's cores
+    with the networks as published, measured on one window; and GPUs that are assumed, at 40 and at 100 TFLOP/s."""
+    test_mosaic.archive(tmp_path / "s1.parquet", test_mosaic.SCENES)
+    nets = small_mosaic.bundles(str(tmp_path / "bundles"), preset="paper")
+    torch.manual_seed(0)
+    info = bundle.read(nets[1])
+    full = {"preset": "paper"}
+    bundle.save(nets[1], translator("restormer").build(full, 3, 3), dataclasses.replace(info, options=full))
+    assumed = json.loads(ASSUMED.read_text())
+    faster = {k: assumed[k] * 0.4 for k in ("window_s", "statistics_s")} | {"source": "the same at 100 TFLOP/s"}
+    gpu = ["cost.gpu_hour=3", "cost.put_1000=0.005", "cost.gpu_watts=1400", "cost.kwh_co2=98"]
+    for name, rates, prices in (
+        ("cores", None, ["cost.cpu_hour=0.05", "cost.cpu_watts=10"]), ("40", assumed, gpu), ("100", assumed | faster, gpu),
+    ):  # fmt: skip
+        more = []
+        if rates:
+            (tmp_path / f"{name}.json").write_text(json.dumps(rates))
+            more = [f"cost.rates={tmp_path / name}.json"]
+        translate(load(str(ASSUMED.parent / "amazon.yaml"), [
+            f"data.scenes={tmp_path / 's1.parquet'}", f"translate.bundles={nets}", f"run.out={tmp_path / 'run'}",
+            "mosaic.orbit=both", "mosaic.start=2019-09-01", "mosaic.end=2019-09-04", "cost.node_mb_s=1000", *prices, *more,
+        ]), Options(dry_run=True))  # fmt: skip
+        said = capsys.readouterr().out.splitlines()
+        with capsys.disabled():
+            print("", *(line for line in said if line.startswith(("forecast", "  "))), sep="\n")
+        assert "17,053 blocks" in "".join(said)
