@@ -29,6 +29,24 @@ def temporary(path: str, pieces: Iterable[bytes]) -> Iterator[str]:
             os.unlink(made)
 
 
+def put(path: str, pieces: Iterable[bytes]) -> None:
+    """Write or replace a file."""
+    with temporary(path, pieces) as made:
+        os.replace(made, path)
+    sync_folder(path)
+
+
+def create(path: str, pieces: Iterable[bytes]) -> bool:
+    """Write a file where there is none; False where there is one."""
+    try:
+        with temporary(path, pieces) as made:
+            os.link(made, path)
+    except FileExistsError:
+        return False
+    sync_folder(path)
+    return True
+
+
 def sweep(root: str, age_s: float = 3600) -> None:
     """Remove temporary files that killed writers left below a folder; those of a live writer are younger."""
     for folder, _, files in os.walk(root):

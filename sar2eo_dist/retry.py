@@ -6,7 +6,6 @@ creates an object if absent knows whether an earlier attempt of his own went una
 
 from __future__ import annotations
 
-import datetime as dt
 import email.utils
 import errno
 import functools
@@ -54,6 +53,7 @@ UNUSABLE = {
 }
 #: told of every attempt that will be followed by another: (what it is called, what was raised)
 observers: list[Callable[[StorageError, BaseException], None]] = []
+now = time.time  # this machine's clock, which may be wrong
 _told = threading.Lock()
 _next_line = 0.0
 
@@ -84,10 +84,16 @@ def named(uri: str, e: BaseException) -> StorageError:
         return NotFound(uri, "no such bucket: create it, or correct the setting that names it")
     if isinstance(e, FileNotFoundError | NotADirectoryError) or word in {"NoSuchKey", "404"}:
         return NotFound(uri, "not found")
-    if word == "RequestTimeTooSkewed" or (status == 403 and abs(_skew(reply)) > SKEW_S):
-        return AccessDenied(uri, f"access denied: {_clock(_skew(reply))}")
-    if word in DENIED or isinstance(e, PermissionError):
-        return AccessDenied(uri, f"access denied, check the credentials: {DENIED.get(word, '?')} ({text})")
+    if word == "QuotaExceeded" or status == 507:
+        return StorageFull(
+            uri, f"cannot be written ({text}): make room or raise the quota, then run the same command again"
+        )
+    if word == "RequestTimeTooSkewed" or (status == 403 and abs(skew(reply)) > SKEW_S):
+        return AccessDenied(uri, f"access denied: {_clock(skew(reply))}")
+    if word in DENIED or status in {401, 403}:
+        return AccessDenied(uri, f"access denied, check the credentials: {DENIED.get(word, DENIED['403'])} ({text})")
+    if isinstance(e, PermissionError) and not reply:
+        return AccessDenied(uri, f"access denied ({text})")
     if word in {"PermanentRedirect", "AuthorizationHeaderMalformed", "301"}:
         where = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
         where = where or reply.get("Error", {}).get("Region", "its region")
@@ -103,19 +109,25 @@ def named(uri: str, e: BaseException) -> StorageError:
     return Unavailable(uri, f"store did not answer ({text})")
 
 
-def _skew(reply: dict[str, Any]) -> float:
+def skew(reply: dict[str, Any]) -> float:
     """Seconds that this machine's clock is ahead of the one that stamped an answer; 0 where none did."""
     stamp = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
     try:
         theirs = email.utils.parsedate_to_datetime(stamp)
     except ValueError:
         return 0.0
-    return (dt.datetime.now(dt.UTC) - theirs.astimezone(dt.UTC)).total_seconds()
+    return now() - theirs.timestamp()
 
 
 def _clock(skew: float) -> str:
     off = f"{abs(skew) / 60:.0f} minutes {'ahead of' if skew > 0 else 'behind'}" if skew else "too far from"
     return f"this machine's clock is {off} the store's: set it by NTP (timedatectl set-ntp true), then run it again"
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after a failed attempt (0 is the first); jittered, so that many do not come back at once."""
+    bound = min(20.0, BACKOFF_S * 2**attempt)
+    return random.uniform(bound / 2, bound)
 
 
 def retried(fn: Callable[P, R]) -> Callable[P, R]:
@@ -135,17 +147,16 @@ def retried(fn: Callable[P, R]) -> Callable[P, R]:
                 error = named(str(args[0]), e)
                 if not isinstance(error, Unavailable):
                     raise error from e
-                bound = min(20.0, BACKOFF_S * 2**attempt)
-                pause = random.uniform(bound / 2, bound)
-                waited = time.monotonic() - begin
-                if attempt == RETRIES or waited + pause > PATIENCE_S:
-                    hint = f", {attempt + 1} times in {waited:.0f} s: check the network, and AWS_ENDPOINT_URL"
-                    raise Unavailable(error.uri, error.message + hint) from e
+                waited, wait = time.monotonic() - begin, pause(attempt)
+                if attempt == RETRIES or waited + wait > PATIENCE_S:
+                    hint = ": check the network, and AWS_ENDPOINT_URL" if error.uri.startswith("s3") else ""
+                    said = f"{error.message}, {attempt + 1} times in {waited:.0f} s{hint}"
+                    raise Unavailable(error.uri, said) from e
                 for tell in observers:
                     tell(error, e)
                 if attempt >= 3:
                     _tell(error)
-                time.sleep(pause)
+                time.sleep(wait)
         raise AssertionError("unreachable")
 
     return call

@@ -8,16 +8,21 @@ unless its address is in numbers.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import fsspec
+from fsspec.asyn import sync
 
 from sar2eo_dist.retry import code
 
 PAGE = 1000  # objects of one page of a listing, and of one request to delete
 SINGLE = 5 << 30  # bytes that one PUT can carry
 #: one attempt a request (`retry` makes the next), and seconds after which a silent store counts as gone
-CLIENT = {"retries": {"mode": "standard", "total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 30}
+CLIENT: dict[str, Any] = {
+    "retries": {"mode": "standard", "total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 30,
+}  # fmt: skip
+SLOWEST = 1 << 20  # bytes a second: an upload that is slower has come to a stop
 
 
 def is_s3(uri: str) -> bool:
@@ -57,15 +62,26 @@ def page(fs: Any, path: str, token: str) -> tuple[list[dict[str, Any]], str]:
     return entries, reply.get("NextContinuationToken", "")
 
 
+def _in_time(fs: Any, send: Any, size: int, *args: Any, **kwargs: Any) -> Any:
+    """Run one of s3fs's coroutines that send `size` bytes. The client's own time-outs begin when all is sent: a store that
+    takes the connection and falls silent, or never says "100 Continue", would be waited for without end."""
+    return sync(fs.loop, send, *args, timeout=CLIENT["read_timeout"] + size / SLOWEST, **kwargs)
+
+
 def put(fs: Any, path: str, data: bytes) -> None:
     """One PUT whatever the size: s3fs would cut what is above 100 MB into parts."""
-    fs.pipe_file(path, data, chunksize=SINGLE)
+    _in_time(fs, fs._pipe_file, len(data), path, data, chunksize=SINGLE)
+
+
+def put_file(fs: Any, path: str, local: str) -> None:
+    """One upload, in parts if it is large; it is there when the last one is."""
+    _in_time(fs, fs._put_file, os.path.getsize(local), local, path)
 
 
 def create(fs: Any, path: str, data: bytes) -> bool:
     """A PUT on condition that there is no such object; False where there is one."""
     try:
-        fs.pipe_file(path, data, chunksize=SINGLE, mode="create")
+        _in_time(fs, fs._pipe_file, len(data), path, data, chunksize=SINGLE, mode="create")
     except FileExistsError:
         return False
     except OSError as e:
@@ -89,5 +105,6 @@ def _remove(fs: Any, bucket: str, keys: list[str]) -> None:
     if not keys:
         return
     wanted = {"Objects": [{"Key": k} for k in keys], "Quiet": True}
-    for refused in fs.call_s3("delete_objects", Bucket=bucket, Delete=wanted).get("Errors", ()):
+    reply = _in_time(fs, fs._call_s3, 0, "delete_objects", Bucket=bucket, Delete=wanted)
+    for refused in reply.get("Errors", ()):
         raise PermissionError(f"{refused.get('Key')} stays: {refused.get('Code')} {refused.get('Message', '')}")

@@ -229,9 +229,7 @@ def put(uri: str, data: bytes | Sequence[bytes]) -> None:
     """
     fs, path, of_s3 = _opened(uri)
     if isinstance(fs, LocalFileSystem):
-        with atomic.temporary(path, _pieces(data)) as temporary:
-            os.replace(temporary, path)
-        atomic.sync_folder(path)
+        atomic.put(path, _pieces(data))
         return
     whole = data if isinstance(data, bytes) else b"".join(data)
     if of_s3:
@@ -243,25 +241,28 @@ def put(uri: str, data: bytes | Sequence[bytes]) -> None:
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Create an object only where there is none; False where one exists already. Atomic among any number of writers.
 
-    An attempt that went unanswered may have created it: then it is ours if it holds these bytes.
+    An attempt may do its work and go unanswered, also within HTTP clients. So one that exists with just these bytes counts
+    as created here: give bytes that no other writer has (a token, a time).
     """
-    attempts: list[str] = []
-    return _create(uri, data, attempts) or (len(attempts) > 1 and read_bytes(uri) == data)
+    return _create(uri, data) or _holds(uri, data)
+
+
+def _holds(uri: str, data: bytes) -> bool:
+    try:
+        return read_bytes(uri) == data
+    except NotFound:  # removed since
+        return False
 
 
 @retried
-def _create(uri: str, data: bytes, attempts: list[str]) -> bool:
-    attempts.append(uri)
+def _create(uri: str, data: bytes) -> bool:
     fs, path, of_s3 = _opened(uri)
     if of_s3:
         return s3.create(fs, path, data)
+    if isinstance(fs, LocalFileSystem):
+        return atomic.create(path, _pieces(data))
     try:
-        if isinstance(fs, LocalFileSystem):
-            with atomic.temporary(path, _pieces(data)) as temporary:
-                os.link(temporary, path)
-            atomic.sync_folder(path)
-        else:
-            fs.pipe_file(path, data, mode="create")
+        fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
     return True
@@ -276,11 +277,12 @@ def sweep(uri: str) -> None:
 @retried
 def put_file(uri: str, local: str) -> None:
     """Publish a local file atomically (rename locally, one upload on an object store)."""
-    fs, path, _ = _opened(uri)
+    fs, path, of_s3 = _opened(uri)
     if isinstance(fs, LocalFileSystem):
-        with open(local, "rb") as f, atomic.temporary(path, iter(lambda: f.read(8 << 20), b"")) as temporary:
-            os.replace(temporary, path)
-        atomic.sync_folder(path)
+        with open(local, "rb") as f:
+            atomic.put(path, iter(lambda: f.read(8 << 20), b""))
+    elif of_s3:
+        s3.put_file(fs, path, local)
     else:
         fs.put_file(local, path)
 

@@ -57,6 +57,8 @@ mon warn on pool no redundancy = false
 mon data avail crit = 1
 mon data avail warn = 2
 mon max pg per osd = 1000
+objecter timeout = 1
+objecter tick interval = 0.5
 paxos propose interval = 0.1
 osd pool default size = 1
 osd pool default min size = 1
@@ -70,7 +72,7 @@ osd op num shards = 2
 bluestore block size = 21474836480
 rgw frontends = beast endpoint={host}:{port}
 rgw thread pool size = 64
-rgw dns name = {host}
+rgw dns name = localhost
 """
 
 
@@ -130,8 +132,7 @@ class Server:
     def restart(self) -> None:
         """All processes again, with what was stored."""
         self.kill()
-        _run(self.folder, first=False)
-        _ready(self.folder, self.endpoint)
+        _ready(self.folder, self.endpoint, _run(self.folder, first=False))
 
     def stop(self) -> None:
         """End it and remove its folder."""
@@ -154,8 +155,7 @@ def start(folder: Path, host: str = "127.0.0.1", port: int = 0) -> Server:
     (folder / "ceph.conf").write_text(CONF.format(fsid=fsid, mon=_free_port(), folder=folder, host=host, port=port))
     try:
         _make(folder, fsid)
-        _run(folder, first=True)
-        _ready(folder, server.endpoint)
+        _ready(folder, server.endpoint, _run(folder, first=True))
         keys = (server.access_key, server.secret_key), (server.other_access_key, server.other_secret_key)
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda n, k: _user(folder, n, *k), ("owner", "other"), keys))
@@ -187,15 +187,14 @@ def _make(folder: Path, fsid: str) -> None:
     _do(folder, "ceph-mon", *_conf(folder), "--mkfs", "-i", "a", "--monmap", str(folder / "monmap"), "--keyring", ring)
 
 
-def _run(folder: Path, first: bool) -> None:
+def _run(folder: Path, first: bool) -> list[subprocess.Popen[bytes]]:
     """Start the three daemons; each finds the others by itself."""
-    pids = {"ceph-mon": _daemon(folder, "ceph-mon", "-i", "a")}
+    monitor = _daemon(folder, "ceph-mon", "-i", "a")
     if first:
         store = str(uuid.uuid4())
         _do(folder, "ceph", *_conf(folder), "--connect-timeout", "60", "osd", "new", store)
         _do(folder, "ceph-osd", *_conf(folder), "-i", "0", "--mkfs", "--osd-uuid", store)
-    pids["ceph-osd"] = _daemon(folder, "ceph-osd", "-i", "0")
-    pids["radosgw"] = _daemon(folder, "radosgw", "-n", "client.radosgw")
+    return [monitor, _daemon(folder, "ceph-osd", "-i", "0"), _daemon(folder, "radosgw", "-n", "client.radosgw")]
 
 
 def _user(folder: Path, name: str, access: str, secret: str) -> None:
@@ -218,12 +217,11 @@ def _do(folder: Path, *command: str) -> None:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}\n{_logs(folder)}")
 
 
-def _daemon(folder: Path, name: str, *words: str) -> int:
+def _daemon(folder: Path, name: str, *words: str) -> subprocess.Popen[bytes]:
     """A daemon that outlives this process, in a session of its own."""
     with (folder / "log" / f"{name}.out").open("ab") as out:
-        process = subprocess.Popen([name, "-f", *_conf(folder), *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                   start_new_session=True, env=_environment(), cwd="/")  # fmt: skip
-    return process.pid
+        return subprocess.Popen([name, "-f", *_conf(folder), *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                start_new_session=True, env=_environment(), cwd="/")  # fmt: skip
 
 
 def _pids(folder: Path) -> dict[int, str]:
@@ -248,12 +246,12 @@ def _signal(folder: Path, number: signal.Signals, programs: tuple[str, ...] = PR
                     os.waitpid(pid, 0)
 
 
-def _ready(folder: Path, endpoint: str) -> None:
+def _ready(folder: Path, endpoint: str, daemons: list[subprocess.Popen[bytes]]) -> None:
     """Wait until the gateway answers; fail at once, with the logs, where a daemon has ended."""
 
     def answers() -> bool:
-        if len(_pids(folder)) < 3:
-            raise RuntimeError(f"a Ceph daemon ended while the server started\n{_logs(folder)}")
+        if ended := [d.args[0] for d in daemons if d.poll() is not None]:
+            raise RuntimeError(f"{', '.join(ended)} ended while the server started\n{_logs(folder)}")
         with contextlib.suppress(OSError), urllib.request.urlopen(endpoint, timeout=5):
             return True
         return False

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,17 +22,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from host_networks import MARK, MEMORY, bridge, clean_up, do, title
+
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
-MARK = "s2e"  # names of all bridges, links, namespaces, folders and memory groups that are ours
-MEMORY = Path("/sys/fs/cgroup/memory")  # version 1, as Ray reads it: where the machine has it
 HIDDEN = ("sar2eo_dist", "jobs")  # of this checkout, on every host
-#: a host that does not answer is found dead within about five seconds
+#: a host that does not answer is found dead within about six seconds
 HEALTH = {
     "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "1000",
@@ -49,19 +48,6 @@ if [ -n "{group}" ]; then echo $$ > {group}/cgroup.procs; mount --bind {group} {
 cd /
 exec "$@"
 """
-
-
-def allowed() -> str:
-    """Why this machine cannot hold such a cluster; "" where it can."""
-    if os.geteuid():
-        return "only root makes network namespaces"
-    if lacking := [t for t in ("ip", "unshare", "nsenter", "mount") if not shutil.which(t)]:
-        return f"not installed: {', '.join(lacking)}"
-    name = f"{MARK}-try{os.getpid()}"
-    made = [_tried("ip", "netns", "add", name), _tried("ip", "link", "add", name[:15], "type", "bridge")]
-    _tried("ip", "netns", "delete", name)
-    _tried("ip", "link", "delete", name[:15])
-    return next((why for why in made if why), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +69,7 @@ class Hosts:
         cpus: of each worker host; memory_mb: its limit (0 = none).
         """
         clean_up()
-        self.number = _bridge()
+        self.number = bridge()
         self.folder = Path(f"/tmp/{MARK}{self.number}")  # short: a path of a unix socket has 107 characters at most
         net = f"10.201.{self.number}"
         self.bridge, self.gateway = f"{MARK}{self.number}", f"{net}.1"
@@ -97,8 +83,8 @@ class Hosts:
         self.env: dict[str, str] = {}  # of all Ray processes, as of a pod's template; fill it before entering
         self.seconds: dict[str, float] = {}  # what took how long: start, close
         self.api = f"http://{self.hosts['head'].address}:8265"
-        _do("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
-        _do("ip", "link", "set", self.bridge, "up")
+        do("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
+        do("ip", "link", "set", self.bridge, "up")
 
     def __enter__(self) -> Hosts:
         try:
@@ -139,11 +125,11 @@ class Hosts:
             text = ENTER.format(name=host.name, folder=self.folder, hidden=hidden, group=group or "", memory=MEMORY)
             script.write_text(text)
             script.chmod(0o755)
-            _do("ip", "netns", "add", host.space)
-            _do("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.space)
-            _do("ip", "link", "set", host.link, "master", self.bridge, "up")
+            do("ip", "netns", "add", host.space)
+            do("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.space)
+            do("ip", "link", "set", host.link, "master", self.bridge, "up")
             for words in (f"address add {host.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                _do("ip", "-n", host.space, *words.split())
+                do("ip", "-n", host.space, *words.split())
             if group:
                 group.mkdir()
                 (group / "memory.limit_in_bytes").write_text(str(self.memory_mb << 20))
@@ -185,10 +171,10 @@ class Hosts:
             raise RuntimeError(f"{name}: {' '.join(command)}: exit {ran.returncode}\n{log.read_text()[-3000:]}")
         return log.read_text()
 
-    def pids(self, name: str, title: str = "") -> list[int]:
-        """Processes of a host whose command line contains `title`."""
+    def pids(self, name: str, words: str = "") -> list[int]:
+        """Processes of a host whose command line contains these words."""
         told = subprocess.run(["ip", "netns", "pids", self.hosts[name].space], capture_output=True, text=True).stdout
-        return [p for p in map(int, told.split()) if title in _title(p)]
+        return [p for p in map(int, told.split()) if words in title(p)]
 
     def start_worker(self, name: str) -> None:
         """`ray start` on a host, once all that ran there before is gone."""
@@ -199,18 +185,18 @@ class Hosts:
 
     def cut(self, name: str) -> None:
         """Pull the cable: its processes live on and reach nobody."""
-        _do("ip", "link", "set", self.hosts[name].link, "down")
+        do("ip", "link", "set", self.hosts[name].link, "down")
 
     def mend(self, name: str) -> None:
-        _do("ip", "link", "set", self.hosts[name].link, "up")
+        do("ip", "link", "set", self.hosts[name].link, "up")
 
     def kill_raylet(self, name: str) -> None:
         """kill -9; its workers notice and end by themselves."""
         self.kill(name, "raylet/raylet")
 
-    def kill(self, name: str, title: str) -> list[int]:
-        """kill -9 the processes of a host with this title; their ids."""
-        found = self.pids(name, title)
+    def kill(self, name: str, words: str) -> list[int]:
+        """kill -9 the processes of a host whose command line contains these words; their ids."""
+        found = self.pids(name, words)
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -315,67 +301,3 @@ while time.monotonic() < end:
     else:
         time.sleep(0.05)
 """
-
-
-def clean_up(number: int | None = None) -> None:
-    """Remove one cluster's leavings, or of all whose test run is no more (it was killed before it could)."""
-    for n in [number] if number is not None else _dead():
-        spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split()
-        for space in [s for s in spaces if s.startswith(f"{MARK}{n}-")]:
-            for pid in map(int, subprocess.run(["ip", "netns", "pids", space], capture_output=True).stdout.split()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            _tried("ip", "netns", "delete", space)
-            _tried("ip", "link", "delete", space)
-        for group in MEMORY.glob(f"{MARK}{n}-*"):
-            for _ in range(50):
-                with contextlib.suppress(OSError):
-                    group.rmdir()
-                    break
-                time.sleep(0.1)
-        shutil.rmtree(f"/tmp/{MARK}{n}", ignore_errors=True)
-        _tried("ip", "link", "delete", f"{MARK}{n}")
-
-
-def _bridge() -> int:
-    """Make a bridge whose number nobody has; its alias names the test run: process id and start."""
-    taken = subprocess.run(["ip", "-o", "-4", "address"], capture_output=True, text=True).stdout
-    for n in range(1, 255):
-        if f" 10.201.{n}." not in taken and not _tried("ip", "link", "add", f"{MARK}{n}", "type", "bridge"):
-            _do("ip", "link", "set", f"{MARK}{n}", "alias", f"{os.getpid()} {_born(os.getpid())}")
-            return n
-    raise RuntimeError(f"no network 10.201.N.0/24 is free: ip link | grep {MARK}")
-
-
-def _dead() -> Iterator[int]:
-    """Numbers of clusters whose test run is no more."""
-    links = json.loads(subprocess.run(["ip", "-json", "link"], capture_output=True).stdout or "[]")
-    for link in links:
-        if (name := link["ifname"]).startswith(MARK) and name[len(MARK) :].isdigit():
-            pid, _, born = link.get("ifalias", "").partition(" ")
-            if pid and _born(int(pid)) != born:
-                yield int(name[len(MARK) :])
-
-
-def _born(pid: int) -> str:
-    """A process's start in clock ticks; "" of none."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""
-
-
-def _title(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
-
-
-def _do(*command: str) -> None:
-    if why := _tried(*command):
-        raise RuntimeError(why)
-
-
-def _tried(*command: str) -> str:
-    """Run a command; "" where it succeeds, else what it says."""
-    ran = subprocess.run(command, capture_output=True, text=True)
-    return "" if not ran.returncode else f"{' '.join(command)}: {ran.stderr.strip()}"

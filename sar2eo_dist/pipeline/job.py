@@ -25,7 +25,20 @@ from sar2eo_dist.pipeline.stage import Options, Summary, cause, machine, now, su
 from sar2eo_dist.pipeline.synthesise import with_world
 
 READERS = ("lineage",)  # jobs that write into no run folder
-STAGES = ("synthesise", "reference", "collect", "shard", "train", "translate", "evaluate", "grade", "study", "export", "basin")
+WRITTEN_BY = "written_by.json"  # in a run folder: the version that wrote there last
+STAGES = (
+    "synthesise",
+    "reference",
+    "collect",
+    "shard",
+    "train",
+    "translate",
+    "evaluate",
+    "grade",
+    "study",
+    "export",
+    "basin",
+)
 Verb = Callable[[Config, Options], Summary | str]  # what was done, or what was asked for
 #: options of one job alone: job -> option -> how argparse takes it; each is a field of Options
 OWN: dict[str, dict[str, dict[str, Any]]] = {
@@ -197,17 +210,21 @@ def not_older(cfg: Config) -> None:
 
     Raises ConfigError.
     """
-    uri = storage.join(cfg.run.out, "written_by.json")
+    if written_by(cfg.run.out) != __version__:
+        storage.put(storage.join(cfg.run.out, WRITTEN_BY), json.dumps({"sar2eo_dist": __version__}).encode())
+
+
+def written_by(root: str) -> str:
+    """The version that has written a run folder last, "" for none. Raises ConfigError where it is newer than this one."""
     last = ""
     with contextlib.suppress(NotFound):
-        last = str(json.loads(storage.read_bytes(uri))["sar2eo_dist"])
+        last = str(json.loads(storage.read_bytes(storage.join(root, WRITTEN_BY)))["sar2eo_dist"])
     if last and _order(last) > _order(__version__):
         raise ConfigError(
             f"this is sar2eo_dist {__version__}, and {last} has written this run folder: use its image or a newer one, or "
-            f"another run.out: {cfg.run.out}"
+            f"another run.out: {root}"
         )
-    if last != __version__:
-        storage.put(uri, json.dumps({"sar2eo_dist": __version__}).encode())
+    return last
 
 
 def _order(version: str) -> tuple[int, ...]:

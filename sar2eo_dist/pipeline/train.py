@@ -96,12 +96,15 @@ def train(cfg: Config, opts: Options) -> Summary:
         cluster.start(cfg)
         for unit in todo:
             job = planned[unit.id][1]
+            earlier = [j for _, j in planned.values()][: list(planned).index(unit.id)]
+            # not there where that network's own attempt has crashed
+            if earlier and not storage.exists(storage.join(earlier[-1].out, "bundle.json")):
+                yield Failure(unit.id, f"the {earlier[-1].role} network, from which it goes on, is not trained yet")
+                return
             if opts.fresh and attempt == 1:
                 storage.delete(job.checkpoints)
             if job.role == "enhance":
-                job = _with_images(
-                    cfg, opts, root, job, next(j.out for _, j in planned.values() if j.role == "translate")
-                )
+                job = _with_images(cfg, opts, root, job, earlier[-1].out)
             try:
                 yield _train(cfg, root, unit, job, int(sharded["bytes_out"]), attempt)
             except ray.train.TrainingFailedError as e:

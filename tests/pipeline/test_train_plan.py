@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.exceptions
 import torch
 import zarr
-from small_training import STORE, config, write_pairs
+from small_training import ENHANCE, STORE, config, write_pairs
 from small_training import alone as alone
 
 from sar2eo_dist import storage
-from sar2eo_dist.errors import ConfigError, ModelError, NotFound
+from sar2eo_dist.errors import ConfigError, ModelError, NotFound, TooManyFailures
 from sar2eo_dist.models import bundle, translator
+from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.stage import Options, read_summary
 from sar2eo_dist.pipeline.train import plan, train
 from sar2eo_dist.pipeline.training_job import Job
@@ -151,3 +153,20 @@ def test_what_changes_no_weight_plans_nothing_anew(root: str) -> None:
         assert changed[1] != plain[1], more
     best = ids("train.translate.select=best")
     assert ids("train.translate.select=best", "train.validation=1")[0] != best[0]
+
+
+def test_a_crash_of_the_first_network_is_tried_again_and_told_as_such(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is not begun on a bundle that is not there."""
+    tried: list[str] = []
+
+    def crash(cfg: object, root: str, unit: Unit, *_: object) -> None:
+        tried.append(unit.key)
+        raise ray.exceptions.ActorUnavailableError("the controller is out of reach", None)
+
+    monkeypatch.setattr(cluster, "start", lambda cfg: None)
+    monkeypatch.setattr("sar2eo_dist.pipeline.train._train", crash)
+    with pytest.raises(TooManyFailures, match="translate: its worker died: ActorUnavailableError"):
+        train(config(root, "train.enhancer=restormer", ENHANCE), Options())
+    assert tried == ["translate"] * 3
