@@ -223,10 +223,8 @@ def _passed_over(path: str) -> bool:
 
 @retried
 def put(uri: str, data: bytes | Sequence[bytes]) -> None:
-    """Write or replace an object atomically: temporary file, fsync and rename locally, one PUT on an object store.
-
-    data: the bytes, or pieces of them in order.
-    """
+    """Write or replace an object atomically: temporary file, fsync and rename locally, one PUT on an object store. data: its
+    bytes, or pieces of them in order."""
     fs, path, of_s3 = _opened(uri)
     if isinstance(fs, LocalFileSystem):
         atomic.put(path, _pieces(data))

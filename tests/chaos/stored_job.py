@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ray

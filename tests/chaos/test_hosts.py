@@ -119,7 +119,9 @@ def objects(out: str) -> dict[str, str]:
         if name == "record.json":
             found[path] = storage.sha256(json.dumps(_curve(json.loads(storage.read_bytes(info.uri)))).encode())
         elif name not in TOLD and not name.startswith("events.") and not path.startswith(PASSING):
-            found[path] = storage.sha256(storage.read_bytes(info.uri))
+            data = storage.read_bytes(info.uri)
+            # a mosaic names the bundles that it was made with, below the run folder
+            found[path] = storage.sha256(data.replace(out.encode(), b"") if name == "frame.json" else data)
     return found
 
 
@@ -321,7 +323,9 @@ def test_a_bad_night_changes_no_object(night: Night, calm: str, what: Any, verb:
     told = summary(verb, out)
     assert (told["status"], told["digest"]) == ("complete", summary(verb, calm)["digest"])
     assert faults(out) == []
-    made, wanted = made_by(verb, objects(out)), made_by(verb, night.calm)
+    made = made_by(verb, objects(out))
+    # a training's picture of one step may lack: killed between the checkpoint and the picture, it goes on from the first
+    wanted = {p: sha for p, sha in made_by(verb, night.calm).items() if p in made or "/samples/" not in p}
     assert made == wanted
     again = sum(e["attempt"] > 1 for e in entries(out))
     if verb == "train":
