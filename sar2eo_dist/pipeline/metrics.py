@@ -197,9 +197,7 @@ def _on_gpu() -> bool:
 
 def store_retried(error: StorageError, cause: BaseException) -> None:
     """A request to the store that will be tried again, for this reason."""
-    code = getattr(cause, "response", None)
-    named = code.get("Error", {}).get("Code") if isinstance(code, dict) else None
-    add("sar2eo_store_retries_total", 1, error=str(named or type(cause).__name__))
+    add("sar2eo_store_retries_total", 1, error=retry.code(cause))
 
 
 retry.observers.append(store_retried)  # every process that runs units imports this
