@@ -278,7 +278,7 @@ def put_file(uri: str, local: str) -> None:
     fs, path, of_s3 = _opened(uri)
     if isinstance(fs, LocalFileSystem):
         with open(local, "rb") as f:
-            atomic.put(path, iter(lambda: f.read(8 << 20), b""))
+            atomic.put(path, iter(lambda: f.read(1 << 20), b""))
     elif of_s3:
         s3.put_file(fs, path, local)
     else:
