@@ -71,9 +71,9 @@ def basin(cfg: Config, opts: Options) -> Summary:
     if opts.dry_run:
         of = sum(s.planned for _, s in made)
         return Summary(STAGE, "planned", of, 0, sum(s.resumed for _, s in made), started=started)
-    graded = _graded(cfg, opts) if made else None
-
     before = _known(root)
+    known = {*before.blocks["mosaic"].to_pylist(), *(f for _, s in made for f in _folders(s))}
+    graded = _graded(cfg, opts, [storage.join(root, folder) for folder in sorted(known)])
     scenes = _scenes(root) if made else before.scenes
     tables = [_blocks(root, s, before.blocks) for _, s in made]
     blocks = pa.concat_tables([_others(before.blocks, tables), *tables])
@@ -156,10 +156,13 @@ def _verb(verb: Callable[[Config, Options], Summary], cfg: Config, opts: Options
     return summary
 
 
-def _graded(cfg: Config, opts: Options) -> Summary | None:
-    """Clear S2 tiles of later days, and what the mosaics are worth beside them; None where there are none (yet)."""
-    if not cfg.data.s2:
+def _graded(cfg: Config, opts: Options, folders: Sequence[str]) -> Summary | None:
+    """Clear S2 tiles of later days, and what the mosaics are worth beside them, also those of periods that are over; None where
+    there are none (yet)."""
+    if not cfg.data.s2 or not folders:
         return None
+    if not cfg.grade.mosaics:
+        cfg = cfg.model_copy(update={"grade": cfg.grade.model_copy(update={"mosaics": tuple(folders)})})
     try:
         _verb(collect, cfg, opts)
         return _verb(grade, cfg, opts)
