@@ -17,7 +17,10 @@ from host_networks import allowed
 from hosts import HIDDEN, ROOT, Hosts
 from small_job import Done
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+]  # the first also runs the main job, where no test before did
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def test_a_host_cut_off_in_the_middle_changes_nothing(hosts: Hosts, main_job: Do
         time.sleep(0.05)
     hosts.cut("w1")
     finished = len(list(ledger.glob("*.json")))
-    others = [hosts.hosts["head"].address, hosts.hosts["w2"].address]
+    others = sorted(hosts.hosts[name].address for name in ("head", "w2"))
     while hosts.alive() != others and time.monotonic() < begin + 180:
         time.sleep(0.2)
     hosts.mend("w1")  # what it still did is over: it finds itself declared dead, and ends
@@ -95,15 +98,16 @@ def test_a_wrong_or_missing_token_is_refused_with_the_remedy(hosts: Hosts, main_
         where = config_of(main_job, tmp_path, f"by-hand-{token}", address=f"{head}:6379")
         return job(token, "jobs/collect.py", "--config", where)
 
+    def wait(token: str) -> tuple[int, str]:
+        return job(token, "jobs/wait.py", "night-1", "--address", hosts.api)
+
     def submit(token: str) -> tuple[int, str]:
         ran = hosts.ray("job", "submit", "--no-wait", "--working-dir", "jobs", "--", "python", "-c", "1", token=token)
         return ran.returncode, ran.stderr
 
     tokens = ("f" * 64, "")
-    with ThreadPoolExecutor(2) as pool:
-        by_hand = list(pool.map(collect, tokens))
-        waited = list(pool.map(lambda t: job(t, "jobs/wait.py", "night-1", "--address", hosts.api), tokens))
-        submitted = list(pool.map(submit, tokens))
+    with ThreadPoolExecutor(6) as pool:  # all at once: Ray tries a wrong token for 20 s
+        by_hand, waited, submitted = (pool.map(how, tokens) for how in (collect, wait, submit))
     for code, said in by_hand:
         assert code == 2, said
         assert f"config error: no Ray cluster takes this job in at {head}:6379" in said
