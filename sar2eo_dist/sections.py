@@ -233,7 +233,9 @@ class Basin(Section):
         description="make a mosaic of each period, whose days set mosaic.start and end; none: one mosaic, with the dates given",
     )
     grace_days: int = Field(
-        14, ge=0, description="after its end a period is brought up to date for so long: scenes come late, and so do runs"
+        14,
+        ge=0,
+        description="after its end a period is brought up to date for so long: scenes come late, and so do runs",
     )
 
 

@@ -45,7 +45,11 @@ class Told:
         self.done += 1
         count(entry)
         metrics.put("sar2eo_units_done", self.done, stage=self.stage)
-        sizes: dict[str, Any] = {"seconds": round(entry.seconds, 3), "bytes_in": entry.bytes_in, "bytes_out": entry.bytes_out}
+        sizes: dict[str, Any] = {
+            "seconds": round(entry.seconds, 3),
+            "bytes_in": entry.bytes_in,
+            "bytes_out": entry.bytes_out,
+        }
         log.tell(log.INFO, "unit_done", **self._of(entry.unit), **sizes)
 
     def failed(self, unit_id: str, reason: str) -> None:
