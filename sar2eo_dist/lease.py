@@ -178,6 +178,13 @@ def newest_of(root: str) -> tuple[int, Holder | None]:
     return newest_of(root)  # older generations were removed while we looked
 
 
+def taken(root: str) -> bool:
+    """Whether another process holds the lease: what this one still has to say of the run folder is out of date."""
+    _, newest = newest_of(root)
+    ours = (_place(), os.getpid(), _born(os.getpid()))
+    return newest is not None and not newest.released and (newest.place, newest.pid, newest.born) != ours
+
+
 def _listed(root: str) -> list[str]:
     with contextlib.suppress(NotFound):
         return sorted(i.uri for i in storage.list_files(storage.join(root, FOLDER)) if i.uri.endswith(".json"))

@@ -185,6 +185,8 @@ def failed(cfg: Config, stage: str, e: BaseException) -> None:
         "reason": "stopped; the same command resumes" if stopped else f"{type(e).__name__}: {e}",
     }
     try:
+        if lease.taken(cfg.run.out):  # by a job that has its own summaries to write
+            return
         uri = storage.join(cfg.run.out, stage, "summary.json")
         there = storage.exists(uri)
         told = there and json.loads(storage.read_bytes(uri)).get("status") == "failed"  # with more to tell

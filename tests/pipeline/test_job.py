@@ -287,3 +287,22 @@ def test_an_older_image_than_the_one_that_wrote_is_refused(
     assert "0.10.1 has written this run folder: use its image or a newer one" in capsys.readouterr().err
     monkeypatch.setattr(job, "__version__", "0.11.0")
     assert run(tmp_path, verb(0)) == 0
+
+
+def test_a_job_whose_folder_was_taken_over_leaves_the_others_summary_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was cut off for longer than its lease: it ends by name, and says nothing of a folder that is no longer its own."""
+    theirs = tmp_path / "shard/summary.json"
+
+    def shard(cfg: Config, opts: Options) -> Summary:
+        other = lease.Holder("x", "jobs/other.py", "", "now", "elsewhere", "another machine", 1, "")
+        number, _ = lease.newest_of(str(tmp_path))
+        storage.put(str(theirs), b"{}")
+        assert storage.put_if_absent(lease._uri(str(tmp_path), number + 1), other.to_json())
+        time.sleep(30)
+        raise AssertionError("it was not told")
+
+    assert run(tmp_path, shard, "--set", "run.lease_s=3") == 1
+    assert "LeaseLost: another job took this run folder over" in capsys.readouterr().err
+    assert theirs.read_text() == "{}"
