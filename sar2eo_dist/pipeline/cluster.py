@@ -127,6 +127,7 @@ def gather(resources: Resources) -> None:
     if not any(wanted.values()):
         return
     request_resources(num_cpus=wanted["CPU"], bundles=[{"GPU": 1}] * wanted["GPU"])
+    atexit.unregister(_release)  # every stage comes by here
     atexit.register(_release)
     begin = told = time.monotonic()
     while True:

@@ -82,7 +82,7 @@ def growing(monkeypatch: pytest.MonkeyPatch, *sizes: list[tuple[float, float]]) 
     monkeypatch.setattr(cluster, "nodes", lambda: left.pop(0) if len(left) > 1 else left[0])
     monkeypatch.setattr(cluster, "request_resources", lambda **what: asked.append(what))
     monkeypatch.setattr(cluster, "LOOK_S", 0.01)
-    monkeypatch.setattr(cluster.atexit, "register", lambda f: None)
+    monkeypatch.setattr(cluster, "_release", lambda: None)
     return asked
 
 
