@@ -89,9 +89,11 @@ def held(root: str, what: str, ttl: float, submission: str = "") -> Iterator[Non
     beat.thread.start()
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the second: what a library makes of the first
         beat.require(root)
         raise
+    else:
+        beat.require(root)
     finally:
         beat.end()
 

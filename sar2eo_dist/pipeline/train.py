@@ -199,6 +199,17 @@ def _with_images(cfg: Config, opts: Options, root: str, job: Job, uri: str) -> J
     return dataclasses.replace(job, images=images, samples=samples, held=held)
 
 
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ctrl-C, and a lease that is lost, end a training as they end every verb: with a KeyboardInterrupt.
+
+    Ray would put a handler of its own in the place of Python's, and leave it there: after a training the next verb of the
+    same job would not hear the first two Ctrl-C. What runs on the cluster ends with the driver.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
 def _page(root: str, units: Sequence[Unit]) -> dict[str, str]:
     """The summary page, as far as there is something to show."""
     there = [u for u in units if storage.exists(storage.join(root, journal(u), "record.json"))]
@@ -229,7 +240,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
     board = Board.options(num_cpus=0, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     where = storage.join(root, STAGE, "ray")
     fs, path = storage.filesystem(where)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         learn,
         train_loop_config={"job": job, "board": board},
         scaling_config=ScalingConfig(

@@ -36,16 +36,16 @@ def start(verb: str, done: Done, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: object) -> None:
-    """SIGKILL the driver the moment `ready()` holds."""
+def kill_when(process: subprocess.Popen[bytes], ready: object, number: int = signal.SIGKILL) -> str:
+    """Signal the driver the moment `ready()` holds, and wait for its end; what it printed."""
     limit = time.monotonic() + 150
     while not ready():  # type: ignore[operator]
         if process.poll() is not None or time.monotonic() > limit:
             process.kill()
             raise AssertionError(f"the job ended before it could be killed:\n{process.communicate()[0].decode()}")
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, number)
+    return process.communicate(timeout=60)[0].decode()
 
 
 @pytest.mark.parametrize("stage", ["shard", *(pytest.param(s, marks=LONG) for s in ("collect", "translate"))])
@@ -78,12 +78,20 @@ def test_a_killed_verb_resumes_to_equal_digests(main_job: Done, tmp_path: Path, 
             assert (out / path).read_bytes() == main_job.path(stage, name).read_bytes(), name
 
 
-def test_a_killed_training_resumes_from_its_checkpoint_to_the_same_weights(main_job: Done, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=LONG)])
+def test_a_killed_training_resumes_from_its_checkpoint_to_the_same_weights(
+    main_job: Done, tmp_path: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "run"
     ignore = shutil.ignore_patterns("train", "translate", "evaluate")
     shutil.copytree(main_job.cfg.run.out, out, ignore=ignore)
     checkpoints = out / "train" / "checkpoints"
-    kill_when(start("train", main_job, out), lambda: any(checkpoints.glob("*/*.pt")))
+    process = start("train", main_job, out)
+    told = kill_when(process, lambda: any(checkpoints.glob("*/*.pt")), number)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, told
+        assert "train stopped; the same command resumes it" in told
+        assert json.loads((out / "train/summary.json").read_text())["status"] == "stopped"
     assert not Ledger(str(out)).done("train")
     assert any(checkpoints.glob("*/*.pt"))
     cfg = main_job.cfg.model_copy(update={"run": main_job.cfg.run.model_copy(update={"out": str(out)})})

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,11 @@ def test_every_tile_has_a_verdict_with_its_measurements(main_job: Done) -> None:
             again, image, _ = judge(v.ref, sources.read_eo(v.ref), main_job.cfg.cca)
             assert (again.brightness, again.max_dn, again.dark_fraction) == (v.brightness, v.max_dn, v.dark_fraction)
             assert (image is not None) == np.isfinite(v.score)
+
+
+def test_ctrl_c_is_heard_after_a_training(main_job: Done) -> None:
+    """Ray Train puts a handler of its own in its place, which takes no notice once the training is over."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_scores_equal_a_direct_computation(main_job: Done) -> None:
