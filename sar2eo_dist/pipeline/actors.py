@@ -22,6 +22,7 @@ from sar2eo_dist.models import bundle, statistics
 from sar2eo_dist.models import speed as speeds
 from sar2eo_dist.models.extractors import Extractor, extractor
 from sar2eo_dist.pipeline import metrics
+from sar2eo_dist.pipeline.driver import Driver
 from sar2eo_dist.pipeline.judge import to_ipc
 from sar2eo_dist.pipeline.members import KINDS
 from sar2eo_dist.radiometry import scale_sar
@@ -88,9 +89,9 @@ class ScoreActor:
     Two calls at a time: while one computes, the other unpacks its pack.
     """
 
-    def __init__(self, cca: CCA, reference: str, mark: str, run: str) -> None:
+    def __init__(self, cca: CCA, reference: str, mark: str, sender: Driver) -> None:
+        sender.meet()
         self.scorer, self.mark, self.turn = Scorer(cca, reference), mark, threading.Lock()
-        metrics.name_run(run)
         self.device = metrics.Device()
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:

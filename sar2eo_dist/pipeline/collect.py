@@ -28,7 +28,7 @@ from sar2eo_dist.cca.frechet import Reference
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ConfigError
 from sar2eo_dist.ledger import Entry, Ledger
-from sar2eo_dist.pipeline import archive, cluster, manifest, metrics, selection
+from sar2eo_dist.pipeline import archive, cluster, driver, manifest, selection
 from sar2eo_dist.pipeline.actors import ScoreActor
 from sar2eo_dist.pipeline.judge import Judge, from_ipc
 from sar2eo_dist.pipeline.manifest import Slice
@@ -190,7 +190,7 @@ def _stream(
             **cluster.TASKS,
         ).map_batches(
             ScoreActor,
-            fn_constructor_args=(cfg.cca, reference, mark, metrics.named_run()),
+            fn_constructor_args=(cfg.cca, reference, mark, driver.here()),
             compute=ActorPoolStrategy(
                 min_size=part.least,
                 max_size=part.actors,

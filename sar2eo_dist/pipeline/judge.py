@@ -18,7 +18,7 @@ import pyarrow as pa
 from sar2eo_dist import sources
 from sar2eo_dist.cca import assess, exposure
 from sar2eo_dist.errors import AccessDenied, BadInput, NotFound, Sar2EoError
-from sar2eo_dist.pipeline import manifest, metrics
+from sar2eo_dist.pipeline import driver, manifest
 from sar2eo_dist.radiometry import validity
 from sar2eo_dist.records import KEPT, TileRef, Verdict, from_table, to_table
 from sar2eo_dist.sections import CCA
@@ -31,10 +31,10 @@ class Judge:
     """A manifest slice -> packs: pixels are kept of survivors only, and only where they will be scored."""
 
     def __init__(self, cca: CCA, scored: bool) -> None:
-        self.cca, self.scored, self.run = cca, scored, metrics.named_run()  # of the driver, which makes this
+        self.cca, self.scored, self.sender = cca, scored, driver.here()
 
     def __call__(self, batch: pa.Table) -> Iterator[dict[str, Any]]:
-        metrics.name_run(self.run)
+        self.sender.meet()
         for row in batch.to_pylist():
             yield from self._slice(row)
 

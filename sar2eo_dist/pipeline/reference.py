@@ -29,8 +29,9 @@ from sar2eo_dist.config import Config
 from sar2eo_dist.errors import ReferenceSetError, Sar2EoError
 from sar2eo_dist.ledger import Entry, Ledger
 from sar2eo_dist.models.extractors import Extractor
-from sar2eo_dist.pipeline import candidates, cluster
+from sar2eo_dist.pipeline import candidates, cluster, driver
 from sar2eo_dist.pipeline.actors import forward, load_extractor
+from sar2eo_dist.pipeline.driver import Driver
 from sar2eo_dist.pipeline.members import (
     KINDS,
     Member,
@@ -202,7 +203,7 @@ def _packs(cfg: Config, items: Sequence[Member], made: bytes = b"") -> Iterator[
     packs.context.execution_options.preserve_order = True  # so that the driver never holds packs back
     for row in packs.map_batches(
         FeatureActor,
-        fn_constructor_args=(cfg.cca, made),
+        fn_constructor_args=(cfg.cca, driver.here(), made),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=part.actors, max_size=part.actors),
@@ -222,7 +223,8 @@ class FeatureActor:
     made: the stored set, once there is one; then `features` are the distances (n,) float64 of its own images to it.
     """
 
-    def __init__(self, cca: CCA, made: bytes = b"") -> None:
+    def __init__(self, cca: CCA, sender: Driver, made: bytes = b"") -> None:
+        sender.meet()
         self.cca = cca
         self.made = Reference.from_bytes(made) if made else None
         self.net = load_extractor(cca)

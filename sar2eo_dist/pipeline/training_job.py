@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import torch
 
-import sar2eo_dist
 from sar2eo_dist import __version__
 from sar2eo_dist.errors import ModelError
 from sar2eo_dist.models import bundle, translator
+from sar2eo_dist.pipeline.driver import code
 from sar2eo_dist.records import S1_BANDS, S2_BANDS
 from sar2eo_dist.sections import Cost, Scaling, Speed
 from sar2eo_dist.sections_training import Stage, Train
@@ -61,11 +59,9 @@ class Job:
 
 def versions() -> dict[str, str]:
     """What must be the same in every process of a training."""
-    home = Path(sar2eo_dist.__file__).parent
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(home.rglob("*.py")))).hexdigest()[:12]
     return {
         "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "ray": ray.__version__,
-        "sar2eo_dist": f"{__version__} ({code})",
+        "sar2eo_dist": code(),
     }  # fmt: skip
 
 

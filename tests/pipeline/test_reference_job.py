@@ -18,6 +18,7 @@ from sar2eo_dist.config import Config, load
 from sar2eo_dist.errors import NotFound, ReferenceSetError, SourceChanged
 from sar2eo_dist.ledger import Ledger
 from sar2eo_dist.models.extractors import extractor
+from sar2eo_dist.pipeline import driver
 from sar2eo_dist.pipeline import reference as module
 from sar2eo_dist.pipeline.candidates import TABLE, propose
 from sar2eo_dist.pipeline.job import main
@@ -46,7 +47,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs through the actor's own code, without Ray."""
 
     def packs(cfg: Config, items: tuple[Member, ...]) -> object:
-        actor = FeatureActor(cfg.cca)
+        actor = FeatureActor(cfg.cca, driver.here())
         for at in range(0, len(items), cfg.cca.pack):
             row = actor(pa.table({"members": [pickle.dumps(items[at : at + cfg.cca.pack])]}))
             if row["error"][0]:
