@@ -45,6 +45,9 @@ def clean_up(number: int | None = None) -> None:
                     group.rmdir()
                     break
                 time.sleep(0.1)
+        for disk in Path(f"/tmp/{MARK}{n}").glob("*/ray"):
+            if disk.is_mount():
+                tried("umount", "--lazy", str(disk))
         shutil.rmtree(f"/tmp/{MARK}{n}", ignore_errors=True)
         tried("ip", "link", "delete", f"{MARK}{n}")
 

@@ -1,8 +1,9 @@
 """A real Ray cluster of several hosts on one machine, for tests: needs root, network namespaces, and nothing else.
 
-A host is a network namespace with an address, a host name, a folder for Ray and, on request, a memory limit of its own, on
-one bridge. So a host can be cut off, can die alone, and can run out of memory alone. The head has no CPUs for work; drivers
-run there. The hosts do not see this checkout's package and jobs: what runs is what `ray job submit --working-dir` shipped.
+A host is a network namespace with an address, a host name, a folder for Ray and, on request, a memory limit and a disk (a
+tmpfs) of its own, on one bridge. So a host can be cut off, can die alone, and can run out of memory or disk alone. The head
+has no CPUs for work; drivers run there. The hosts do not see this checkout's package and jobs: what runs is what
+`ray job submit --working-dir` shipped.
 
     with Hosts() as hosts:
         hosts.submit(["jobs/collect.py", "--config", "jobs/configs/demo.yaml"], "night-1")
@@ -63,10 +64,11 @@ class Host:
 class Hosts:
     """The cluster; a context manager. Whatever happens, `close` leaves no process, link, namespace or folder behind."""
 
-    def __init__(self, workers: int = 2, cpus: float = 1, memory_mb: int = 0) -> None:
+    def __init__(self, workers: int = 2, cpus: float = 1, memory_mb: int = 0, disk_mb: int = 0) -> None:
         """The bridge is there from now on, its address `gateway` is this machine's: what serves the hosts may start there.
 
-        cpus: of each worker host; memory_mb: its limit (0 = none).
+        cpus: of each worker host; memory_mb: its limit (0 = none); disk_mb: of the disk under its Ray folder
+        (0 = this machine's).
         """
         clean_up()
         self.number = bridge()
@@ -78,7 +80,7 @@ class Hosts:
             name: Host(name, f"{net}.{last}", f"{MARK}{self.number}-{name}", f"{MARK}{self.number}-{name}")
             for name, last in names.items()
         }
-        self.cpus, self.memory_mb = cpus, memory_mb
+        self.cpus, self.memory_mb, self.disk_mb = cpus, memory_mb, disk_mb
         self.token = self.folder / "token"
         self.env: dict[str, str] = {}  # of all Ray processes, as of a pod's template; fill it before entering
         self.seconds: dict[str, float] = {}  # what took how long: start, close
@@ -118,6 +120,16 @@ class Hosts:
         self.token.chmod(0o600)
         table = "127.0.0.1 localhost\n" + "".join(f"{h.address} {h.name}\n" for h in self.hosts.values())
         for host in self.hosts.values():
+            if self.disk_mb and host.name != "head":
+                do(
+                    "mount",
+                    "-t",
+                    "tmpfs",
+                    "-o",
+                    f"size={self.disk_mb}m",
+                    host.space,
+                    str(self.folder / host.name / "ray"),
+                )
             group = self._group(host.name)
             (self.folder / host.name / "hosts").write_text(table)
             script = self.folder / host.name / "enter"
@@ -207,6 +219,16 @@ class Hosts:
         group = self._group(name)
         assert group is not None, "a host without a memory limit"
         subprocess.run(self.command(name, sys.executable, "-c", FILL, str(MEMORY), str(seconds)), check=True)
+
+    def fill_disk(self, name: str) -> None:
+        """Not a byte is left on the host's disk, until `free_disk`."""
+        assert self.disk_mb, "a host without a disk of its own"
+        with (self.folder / name / "ray/ballast").open("wb", buffering=0) as sink, contextlib.suppress(OSError):
+            while sink.write(b"x" * 4096):
+                pass
+
+    def free_disk(self, name: str) -> None:
+        (self.folder / name / "ray/ballast").unlink(missing_ok=True)
 
     def alive(self) -> list[str]:
         """Addresses of the hosts that Ray says are alive."""
