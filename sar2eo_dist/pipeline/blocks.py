@@ -116,7 +116,7 @@ def _tuples(tree: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _table(uri: str) -> Any:
     with ranged(uri) as f:
         return pq.read_table(f)

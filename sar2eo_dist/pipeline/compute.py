@@ -24,10 +24,12 @@ from sar2eo_dist.sections import Scaling
 
 
 class Compute:
-    """Both networks in one process: the middle step."""
+    """Both networks in one process: the middle step.
+
+    frame: of any mosaic of a run; they differ in grid and scenes alone, and the networks serve them all.
+    """
 
     def __init__(self, frame: Frame) -> None:
-        self.frame = frame
         self.chain = Chain(frame.bundles, frame.threads, frame.speed)
         for k in range(len(self.chain.nets)):
             if self.chain.padded(k, frame.grid.multiple, 0)[0] != frame.grid.multiple:
@@ -40,24 +42,22 @@ class Compute:
             uri = storage.join(frame.root, frame.confidence)
             self.confidence = Model.from_json(storage.read_bytes(uri).decode(), uri)
 
-    def __call__(self, unit: Unit, task: Task, value: tuple[Any, Any]) -> tuple[int, Any]:
+    def __call__(self, unit: Unit, task: Task, value: tuple[Any, Any], *, frame: Frame) -> tuple[int, Any]:
         """(bytes of pixels read, what `write` wants)."""
         if task.what == EXACT:
-            refs, lattice = value[0], lattice_of(self.frame)
-            return 0, bytes_of(
-                windows.exact(self.chain, lattice, lambda b: blocks.sar(self.frame, refs, lattice.around(b)))
-            )
+            refs, lattice = value[0], lattice_of(frame)
+            return 0, bytes_of(windows.exact(self.chain, lattice, lambda b: blocks.sar(frame, refs, lattice.around(b))))
         pixels: Sar = value[0]
         if task.what == "statistics":
-            lattice = lattice_of(self.frame)
+            lattice = lattice_of(frame)
             return pixels.db.nbytes, bytes_of(
                 windows.gathered(self.chain, lattice, lattice.at(task.row, task.col), pixels)
             )
-        return pixels.db.nbytes, self._block(task, pixels, {k: tensors_of(v) for k, v in value[1].items()})
+        return pixels.db.nbytes, self._block(frame, task, pixels, {k: tensors_of(v) for k, v in value[1].items()})
 
-    def _block(self, task: Task, pixels: Sar, found: dict[str, Any]) -> tuple[Any, ...]:
+    def _block(self, frame: Frame, task: Task, pixels: Sar, found: dict[str, Any]) -> tuple[Any, ...]:
         """(image (3, h, w) uint8 or uint16, valid (h, w) bool, typical error (h, w) uint16 or None, windows run, on a GPU)."""
-        frame, grid, lattice = self.frame, self.frame.grid, self.frame.lattice
+        grid, lattice = frame.grid, frame.lattice
         block = grid.at(task.row, task.col)
         valid = validity(pixels.cut(block)) & area.owned(grid, block)
         empty = {"weight": np.zeros(())}

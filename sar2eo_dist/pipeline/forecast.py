@@ -14,7 +14,7 @@ from sar2eo_dist.pipeline import cluster, rates
 from sar2eo_dist.pipeline.blocks import Task
 from sar2eo_dist.pipeline.mosaics import STAGE, Plan
 from sar2eo_dist.pipeline.rates import MEGA, Rates, reached
-from sar2eo_dist.pipeline.scale import Cluster, Estimate, Line, Work, scale
+from sar2eo_dist.pipeline.scale import Cluster, Estimate, Line, Work, joined, scale
 from sar2eo_dist.pipeline.stage import Summary
 from sar2eo_dist.report.cost import kwh_of, money
 from sar2eo_dist.report.text import human_bytes, human_seconds, number, percent
@@ -179,11 +179,11 @@ def guess(
 
 
 def work_of(parts: Sequence[Todo], r: Rates, planning: float) -> Work:
-    """What is to do, in seconds: zone after zone, all statistics windows first; planning: seconds."""
-    pairs = [t.lines(r) for t in parts]
+    """What is to do, in seconds: the statistics windows of all zones, then their blocks; planning: seconds."""
+    lines = tuple(joined(some) for some in zip(*(t.lines(r) for t in parts), strict=True))
     block = max((t.plan.frame.grid.block for t in parts), default=0) ** 2 / MEGA
     return Work(
-        (*(s for s, _ in pairs), *(b for _, b in pairs)), tuple(n for t in parts for n in t.levels), planning,
+        lines, tuple(n for t in parts for n in t.levels), planning,
         block * r.overview_s, r.level_s, sum(r.finish_s + len(t.plan.blocks) * r.look_s for t in parts),
     )  # fmt: skip
 

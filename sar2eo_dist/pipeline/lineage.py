@@ -144,7 +144,7 @@ def _remade(frame: Frame, unit: Unit, task: Task, entry: Entry) -> list[str]:
         compute = Compute(frame)
 
         def make(some: Task, source: Frame) -> tuple[Artifact, ...]:
-            value: Any = compute(unit, some, blocks.read(unit, some, None, frame=source))
+            value: Any = compute(unit, some, blocks.read(unit, some, None, frame=source), frame=source)
             return blocks.write(unit, some, value, frame=away).outputs
 
         made = list(_statistics(frame, task, make, away))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -42,18 +42,22 @@ def template(plan: Plan) -> None:
         store.write_template(f.root, f.store, f.layout, about)
 
 
-def watched(cfg: Config, plan: Plan, results: Iterable[Entry | Failure]) -> Iterator[Entry | Failure]:
-    """The results as they come; meanwhile the quick-look is made anew from what is there, now and then."""
-    by_unit = {u.id: plan.frame.grid.at(t.row, t.col) for u, t in plan.blocks}
-    finished = [by_unit[uid] for uid in Ledger(plan.frame.root).done("translate") if uid in by_unit]
+def watched(cfg: Config, plans: Sequence[Plan], results: Iterable[Entry | Failure]) -> Iterator[Entry | Failure]:
+    """The results as they come; meanwhile the quick-look of the mosaic at hand is made anew, now and then."""
+    by_unit = {u.id: (k, p.frame.grid.at(t.row, t.col)) for k, p in enumerate(plans) for u, t in p.blocks}
+    finished: list[list[Block]] = [[] for _ in plans]
+    for k, block in (by_unit[uid] for uid in Ledger(plans[0].frame.root).done("translate") if uid in by_unit):
+        finished[k].append(block)
     due = time.monotonic() + REFRESH_S
     for result in results:
         yield result
-        if isinstance(result, Entry) and result.unit.id in by_unit:
-            finished.append(by_unit[result.unit.id])
+        if not isinstance(result, Entry):
+            continue
+        k, block = by_unit[result.unit.id]
+        finished[k].append(block)
         if time.monotonic() > due:
             begin = time.monotonic()
-            quicklook(cfg, plan, finished)
+            quicklook(cfg, plans[k], finished[k])
             due = time.monotonic() + max(REFRESH_S, 20 * (time.monotonic() - begin))
 
 

@@ -1,6 +1,6 @@
 """How long a mosaic takes on a cluster and what holds it up: arithmetic on rates, no clock and no cluster.
 
-A mosaic is a chain of lines: each zone's statistics windows, then each zone's blocks. In a line units are read, computed,
+A run is a chain of lines: the statistics windows of all its mosaics, then their blocks. In a line units are read, computed,
 written and committed side by side, so it takes as long as its slowest resource; before that its workers start, and the
 first unit has to come in and the last one to go out. Overviews and what the driver publishes come at the end.
 """
@@ -8,12 +8,13 @@ first unit has to come in and the last one to go out. Overviews and what the dri
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Units of one kind and zone. Seconds of one unit: compute_s of a translator (mean; longest_s: of the longest unit),
+    """Units of one kind. Seconds of one unit: compute_s of a translator (mean; longest_s: of the longest unit),
     read_s and write_s of a task; moved: bytes read and written, of all units."""
 
     units: int
@@ -74,6 +75,17 @@ class Estimate:
 COMPUTE, TAIL, TASKS, STORE = "compute", "tail", "reading and writing", "the store's bandwidth"
 CORES = "cores"  # where CPUs compute as well as read: no part of its own, but shared out between the two
 START, DRIVER, PLAN, OVERVIEWS, FINISH = "start", "driver's commits", "planning", "overviews", "publishing"
+
+
+def joined(lines: Sequence[Line]) -> Line:
+    """One line of the units of several."""
+    n = sum(line.units for line in lines)
+
+    def mean(name: str) -> float:
+        return sum(line.units * float(getattr(line, name)) for line in lines) / max(n, 1)
+
+    longest = max((line.longest_s for line in lines if line.units), default=0.0)
+    return Line(n, mean("compute_s"), longest, mean("read_s"), mean("write_s"), sum(line.moved for line in lines))
 
 
 def makespan(units: int, mean: float, longest: float, workers: int) -> float:

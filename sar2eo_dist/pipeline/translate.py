@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,7 +64,7 @@ def translate(cfg: Config, opts: Options) -> Summary:
     targets = patches.plan(cfg, weights) if cfg.data.target else None
     made, shards = pairset.plan(cfg, root, bundle.digest(infos[0])) if cfg.translate.pairs else (None, [])
 
-    plan: dict[str, tuple[Unit, Any]] = {u.id: (u, (p, t)) for p in planned for u, t in p.blocks}
+    plan = {u.id: (u, (k, t)) for k, p in enumerate(planned) for u, t in p.blocks}
     others: dict[str, tuple[Unit, Any]] = {unit.id: (unit, ("pairs", number)) for unit, number in shards}
     for key, part, inputs in targets.slices(cfg.translate.slice) if targets else ():
         unit = Unit(STAGE, f"{targets.folder}/{key}", patches.fingerprint(cfg), inputs)  # type: ignore[union-attr]
@@ -86,12 +86,14 @@ def translate(cfg: Config, opts: Options) -> Summary:
 
     def execute(todo: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
-        for p in planned:
-            own = [(u, plan[u.id][1][1]) for u in todo if u.id in plan and plan[u.id][1][0] is p]
-            bad = {u.id: r for u, t in own if (r := next((lost[k] for k in _needs(p, t) if k in lost), ""))}
-            yield from (Failure(uid, f"statistics around it failed: {reason}") for uid, reason in bad.items())
-            if own := [(u, t) for u, t in own if u.id not in bad]:
-                yield from products.watched(cfg, p, _stream(cfg, p, own, attempt))
+        own = []
+        for unit, (k, task) in (plan[u.id] for u in todo if u.id in plan):
+            if reason := next((lost[key] for key in _needs(planned[k], task) if key in lost), ""):
+                yield Failure(unit.id, f"statistics around it failed: {reason}")
+            else:
+                own.append((unit, (k, task)))
+        if own:
+            yield from products.watched(cfg, planned, _stream(cfg, planned, own, attempt))
         for what, where, nets in (("patches", targets and targets.folder, uris), ("pairs", made, uris[:1])):
             if rest := [others[u.id] for u in todo if u.id in others and others[u.id][1][0] == what]:
                 part = cluster.share(
@@ -158,15 +160,13 @@ def _statistics(cfg: Config, opts: Options, planned: Sequence[Plan], todo: set[s
     Those that fail, fail no run: the blocks around them do, and theirs is the count that is judged.
     """
     wanted = {k for p in planned for u, t in p.blocks if u.id in todo for k in _needs(p, t)}
-    plan = {u.id: (u, (p, t)) for p in planned for u, t in p.statistics if u.key in wanted}
+    plan = {u.id: (u, (k, t)) for k, p in enumerate(planned) for u, t in p.statistics if u.key in wanted}
     if not plan:
         return None
 
     def execute(some: Sequence[Unit], attempt: int) -> Iterator[Entry | Failure]:
         cluster.start(cfg)
-        for p in planned:
-            if own := [(u, plan[u.id][1][1]) for u in some if plan[u.id][1][0] is p]:
-                yield from _stream(cfg, p, own, attempt)
+        yield from _stream(cfg, planned, [plan[u.id] for u in some], attempt)
 
     whole = dataclasses.replace(opts, limit=0)
     made = run_stage(cfg, whole, "statistics", [u for u, _ in plan.values()], execute, "windows", of=1 << 40)
@@ -175,12 +175,25 @@ def _statistics(cfg: Config, opts: Options, planned: Sequence[Plan], todo: set[s
 
 
 def _stream(
-    cfg: Config, plan: Plan, todo: Sequence[tuple[Unit, blocks.Task]], attempt: int
+    cfg: Config, planned: Sequence[Plan], todo: Sequence[tuple[Unit, tuple[int, blocks.Task]]], attempt: int
 ) -> Iterator[Entry | Failure]:
-    frame = plan.frame
-    feed = cluster.translators(cfg, len(todo))
-    read, write = partial(blocks.read, frame=frame), partial(blocks.write, frame=frame)
-    yield from units.stream(todo, attempt, read, partial(Compute, frame), write, feed)
+    """Units of all mosaics through one set of translators: to start one a zone would take many GPUs longer than to compute.
+
+    todo: (unit, (which of the plans, its task)).
+    """
+    frames = tuple(p.frame for p in planned)
+    read, write = partial(_of_mosaic, blocks.read, frames), partial(_of_mosaic, blocks.write, frames)
+    yield from units.stream(todo, attempt, read, partial(_networks, frames), write, cluster.translators(cfg, len(todo)))
+
+
+def _networks(frames: Sequence[blocks.Frame]) -> units.Step:
+    return partial(_of_mosaic, Compute(frames[0]), frames)
+
+
+def _of_mosaic(
+    step: Callable[..., Any], frames: Sequence[blocks.Frame], unit: Unit, payload: tuple[int, blocks.Task], value: Any
+) -> Any:
+    return step(unit, payload[1], value, frame=frames[payload[0]])
 
 
 class Worker:

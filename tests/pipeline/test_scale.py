@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sar2eo_dist.pipeline.scale import Cluster, Line, Work, makespan, scale
+from sar2eo_dist.pipeline.scale import Cluster, Line, Work, joined, makespan, scale
 
 SECONDS = st.floats(0.01, 20)
 IDLE = Work((), (), 0.0, 0.0, 0.0, 0.0)
@@ -88,13 +88,29 @@ def test_a_line_takes_as_long_as_its_simulation(
 
 
 LINES = st.builds(
-    lambda n, mean, more, read, write, moved: Line(n, mean, mean * more, read, write, moved),
+    lambda n, mean, more, read, write, moved: Line(n, mean, mean * more, read, write, moved * bool(n)),
     st.integers(0, 3000), SECONDS, st.floats(1, 4), SECONDS, SECONDS, st.floats(0, 1e12),
 )  # fmt: skip
 WORKS = st.builds(
     Work, st.lists(LINES, max_size=4).map(tuple), st.lists(st.integers(1, 900), max_size=5).map(tuple), SECONDS, SECONDS,
     SECONDS, SECONDS,
 )  # fmt: skip
+
+
+@given(st.lists(LINES, max_size=14), st.integers(1, 64))
+def test_zones_that_share_a_line_take_what_they_take_alone_but_start_once(lines: list[Line], workers: int) -> None:
+    one = joined(lines)
+    assert one.units == sum(line.units for line in lines)
+    for name in ("compute_s", "read_s", "write_s"):
+        alone = sum(line.units * getattr(line, name) for line in lines)
+        assert one.units * getattr(one, name) == pytest.approx(alone)
+    assert one.moved == pytest.approx(sum(line.moved for line in lines))
+    cluster = Cluster(workers, 0, 1e6, 10**6, 60.0, 20.0, 0.0)
+    apart, together = (scale(dataclasses.replace(IDLE, lines=tuple(some)), cluster) for some in (lines, [one]))
+    busy = [line for line in lines if line.units]
+    assert apart.parts["start"] - together.parts["start"] == pytest.approx(20.0 * max(len(busy) - 1, 0))
+    longest = max((line.longest_s + line.read_s + line.write_s for line in busy), default=0.0)
+    assert together.wall_s <= apart.wall_s + longest
 
 
 @given(WORKS, st.integers(1, 64), st.integers(1, 64), st.floats(0, 1000))

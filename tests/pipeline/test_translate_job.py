@@ -23,7 +23,8 @@ from sar2eo_dist import storage
 from sar2eo_dist.config import Config
 from sar2eo_dist.errors import AccessDenied, ConfigError, TooManyFailures
 from sar2eo_dist.mosaic import store
-from sar2eo_dist.pipeline import scene_list
+from sar2eo_dist.pipeline import blocks, scene_list
+from sar2eo_dist.pipeline.compute import Compute
 from sar2eo_dist.pipeline.lineage import lineage
 from sar2eo_dist.pipeline.stage import Options, Summary
 from sar2eo_dist.pipeline.translate import translate
@@ -233,13 +234,25 @@ def test_statistics_of_windows_and_of_the_whole_scene(tmp_path: Path) -> None:
     assert np.abs(made["window"] - made["exact"]).max() > 1
 
 
-def test_each_pixel_of_the_ground_is_owned_by_one_zone(tmp_path: Path) -> None:
-    """A scene across the border of two zones: what one zone's mosaic leaves out, the other holds."""
+def test_each_pixel_of_the_ground_is_owned_by_one_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scene across the border of two zones: what one zone's mosaic leaves out, the other holds.
+
+    The networks of both are loaded once for the statistics windows, and once for the blocks.
+    """
+    loaded: list[blocks.Frame] = []
+
+    class Counted(Compute):
+        def __init__(self, frame: blocks.Frame) -> None:
+            loaded.append(frame)
+            super().__init__(frame)
+
+    monkeypatch.setattr("sar2eo_dist.pipeline.translate.Compute", Counted)
     place = (50_000, 73_180, 160, 200)
     small_mosaic.bundles(str(tmp_path / "bundles"), enhancer=False)
     small_mosaic.scene(tmp_path / "scenes/0.tif", *place, DATE="2020-06-01")
     cfg = small_mosaic.small(tmp_path, "mosaic.grid=utm", "mosaic.aoi=", alone(tmp_path))
     summary = run(cfg)
+    assert len(loaded) == 2
     rng = np.random.default_rng(0)
     rows, cols = place[0] + rng.uniform(3, 157, 4000), place[1] + rng.uniform(3, 197, 4000)
     x, y = 100_000 + 10 * cols, 10_000_000 - 10 * rows
