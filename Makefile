@@ -31,8 +31,16 @@ demo: $(READY)
 	$(BIN)/python jobs/demo.py --config jobs/configs/$(if $(DATA),multiearth_sample,demo).yaml \
 		--set run.out=$(OUT) $(if $(DATA),--data $(DATA)) $(ARGS)
 
+# two processes for what needs no Ray; then what does, which would starve beside anything else on 2 cores
 test: $(READY)
+ifeq ($(strip $(ARGS)),)
+	@status=0; \
+	$(BIN)/pytest -n 2 --dist loadfile -m "not cluster" || status=1; \
+	$(BIN)/pytest -m cluster || status=1; \
+	exit $$status
+else
 	$(BIN)/pytest $(ARGS)
+endif
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -31,6 +31,7 @@ from sar2eo_dist.errors import LeaseHeld, LeaseLost, NotFound, StorageError
 
 FOLDER = "lease"
 BEATS = 6  # renewals within the time after which a lease counts as dead
+LOST = signal.SIGUSR2  # not SIGINT, which a shell lets jobs in the background ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +87,34 @@ def held(root: str, what: str, ttl: float, submission: str = "") -> Iterator[Non
     )  # fmt: skip
     number = _take(root, holder, ttl)
     beat = _Beat(root, number, holder, ttl)
-    beat.thread.start()
+    with _heard():
+        beat.thread.start()
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):  # the second: what a library makes of the first
+            beat.require(root)
+            raise
+        else:
+            beat.require(root)
+        finally:
+            beat.end()
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """In the main thread, LOST is a KeyboardInterrupt, wherever it waits; in others a loss is told at the end alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("lease lost")
+
+    before = signal.signal(LOST, interrupt)
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # the second: what a library makes of the first
-        beat.require(root)
-        raise
-    else:
-        beat.require(root)
     finally:
-        beat.end()
+        signal.signal(LOST, before)
 
 
 class _Beat:
@@ -112,8 +131,8 @@ class _Beat:
                 newest, other = newest_of(self.root)
                 if newest > self.number:
                     self.lost = other.words() if other else "another job"
-                    # the main thread sees a KeyboardInterrupt, wherever it waits, and `require` says why
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    if callable(signal.getsignal(LOST)):  # and `require` says why
+                        signal.pthread_kill(threading.main_thread().ident or 0, LOST)
                     return
                 self.holder = dataclasses.replace(self.holder, beat=self.holder.beat + 1)
                 storage.put(_uri(self.root, self.number), self.holder.to_json())

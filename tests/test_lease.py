@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,9 @@ def test_a_clock_an_hour_off_makes_no_difference(tmp_path: Path, monkeypatch: py
             pass
 
 
-def test_a_holder_that_was_cut_off_ends_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["front", "background"])
+def test_a_holder_that_was_cut_off_ends_by_name(tmp_path: Path, ctrl_c: Any) -> None:
+    """Also a job in the background, which a shell lets ignore Ctrl-C."""
     root = str(tmp_path)
 
     def work() -> None:
@@ -114,14 +117,29 @@ def test_a_holder_that_was_cut_off_ends_by_name(tmp_path: Path) -> None:
             other = lease.Holder("x", "jobs/other.py", "", "now", "host", "", 1, "")
             assert storage.put_if_absent(lease._uri(root, lease.newest_of(root)[0] + 1), other.to_json())
             time.sleep(30)
+            raise AssertionError("it was not told")
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, unheard = signal.signal(signal.SIGINT, ctrl_c), signal.getsignal(lease.LOST)
     try:
         with pytest.raises(LeaseLost, match="jobs/other.py"):
             work()
     finally:
         signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(lease.LOST) == unheard
     assert lease.newest_of(root)[1].what == "jobs/other.py"  # type: ignore[union-attr]
+
+
+def test_a_loss_in_another_thread_is_told_at_the_end(tmp_path: Path) -> None:
+    root = str(tmp_path)
+
+    def work() -> None:
+        with lease.held(root, "jobs/basin.py", TTL):
+            other = lease.Holder("x", "jobs/other.py", "", "now", "host", "", 1, "")
+            assert storage.put_if_absent(lease._uri(root, lease.newest_of(root)[0] + 1), other.to_json())
+            time.sleep(TTL)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LeaseLost, match="jobs/other.py"):
+        pool.submit(work).result()
 
 
 def test_an_outage_shorter_than_the_time_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

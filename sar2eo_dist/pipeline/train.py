@@ -18,8 +18,10 @@ import ray
 import ray.train
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray import PlacementGroupID
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sar2eo_dist import shards, storage
@@ -224,6 +226,18 @@ def _cause(e: BaseException) -> str:
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"
 
 
+def _release() -> None:
+    """Remove the placement groups of this job: none is left by a training that ended well, and all its workers are in them.
+
+    Where Ray (2.60) itself fails to shut a worker group down, as after one of its nodes ran out of memory, it forgets the
+    group: its CPUs and GPUs would stay reserved for as long as this driver lives, and every further attempt wait for them.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for name, told in placement_group_table().items():
+        if name.endswith(job) and told["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
 def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int) -> Entry:
     """Train one network to its last step; its rank 0 publishes the bundle. Raises what a worker says that stays."""
     begin = time.time()
@@ -271,6 +285,7 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
         if error:
             raise error
     finally:
+        _release()
         ray.kill(board)
         with contextlib.suppress(Sar2EoError):
             storage.delete(where)

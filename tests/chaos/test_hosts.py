@@ -90,7 +90,10 @@ class Night:
             time.sleep(0.1)
 
     def well(self) -> None:
-        """All hosts are up, as whoever runs a cluster would see to: a worker host that died is started again."""
+        """No job runs and all hosts are up, as whoever runs a cluster would see to: one that died is started again."""
+        for job in (f"job-{n}" for n in range(1, self.jobs + 1)):  # of a night that failed
+            if self.hosts.status(job) in ("PENDING", "RUNNING"):
+                self.hosts.stop(job)
         everyone = sorted(h.address for h in self.hosts.hosts.values())
         for name, host in self.hosts.hosts.items():
             if name != "head":

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import ray.exceptions
+import ray.train
 import torch
 import zarr
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from small_training import ENHANCE, STORE, config, write_pairs
 from small_training import alone as alone
 
@@ -18,7 +20,7 @@ from sar2eo_dist.errors import ConfigError, ModelError, NotFound, TooManyFailure
 from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.stage import Options, read_summary
-from sar2eo_dist.pipeline.train import plan, train
+from sar2eo_dist.pipeline.train import Trainer, plan, train
 from sar2eo_dist.pipeline.training_job import Job
 from sar2eo_dist.records import Unit
 
@@ -170,3 +172,21 @@ def test_a_crash_of_the_first_network_is_tried_again_and_told_as_such(
     with pytest.raises(TooManyFailures, match="translate: its worker died: ActorUnavailableError"):
         train(config(root, "train.enhancer=restormer", ENHANCE), Options())
     assert tried == ["translate"] * 3
+
+
+@pytest.mark.cluster
+def test_what_a_failed_training_leaves_reserved_is_given_back(
+    ray_session: None, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray forgets a group of workers that it fails to shut down: every further attempt would wait for its CPUs."""
+    made: list[PlacementGroup] = []
+
+    def fit(self: Trainer) -> None:
+        made.append(placement_group([{"CPU": 2}], name="left"))
+        assert made[-1].wait(30), "what the attempt before left is still reserved"
+        raise ray.train.ControllerError(RuntimeError("shutting down failed too"))
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    with pytest.raises(TooManyFailures, match="shutting down failed too"):
+        train(config(root), Options())
+    assert [placement_group_table(group)["state"] for group in made] == ["REMOVED"] * 3
