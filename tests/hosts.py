@@ -36,7 +36,7 @@ HIDDEN = ("sar2eo_dist", "jobs")  # of this checkout, on every host
 #: a host that does not answer is found dead within about six seconds
 HEALTH = {
     "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_initial_delay_ms": "1000", "BAD_RUNTIME_ENV_CACHE_TTL_SECONDS": "5",  # as of the images
 }  # fmt: skip
 #: runs in the host's network: a host name and folders that are its own, for it and all that it starts
 ENTER = """#!/bin/sh

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from sar2eo_dist.training.phases import Phase, phases
 
 STAGE = "train"
 ROLES = ("coarse", "translate", "enhance")
+PAUSE_S, MOST_S = 10.0, 60.0  # before the second attempt, twice as long before each further one: a node may come back
 #: of a network's own part of the config: what changes no weight
 NEUTRAL = {"log_every", "checkpoint_every"}
 
@@ -107,6 +109,8 @@ def train(cfg: Config, opts: Options) -> Summary:
                 storage.delete(job.checkpoints)
             if job.role == "enhance":
                 job = _with_images(cfg, opts, root, job, earlier[-1].out)
+            if attempt > 1:
+                time.sleep(min(PAUSE_S * 2 ** (attempt - 2), MOST_S))
             try:
                 yield _train(cfg, root, unit, job, int(sharded["bytes_out"]), attempt)
             except ray.train.TrainingFailedError as e:
@@ -223,6 +227,10 @@ def _cause(e: BaseException) -> str:
     errors = getattr(e, "worker_failures", None) or {}
     first = next(iter(errors.values()), e)
     cause = getattr(first, "cause", None) or first
+    if "No space left on device" in str(cause):
+        node = re.search(r"\[Node ([\w.:]+)\]|\bip=([\w.:]+)", str(cause))
+        where = f"of node {node[1] or node[2]}" if node else "of a node"
+        return f"the disk {where} under Ray's folder (/tmp/ray) is full: make room there, then the same command goes on"
     return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else ''}"
 
 

@@ -292,8 +292,14 @@ def memory(night: Night, verb: str, out: str, job: str) -> str:
 
 
 def disk(night: Night, verb: str, out: str, job: str) -> str:
-    """The disk under a host's Ray folder is full to the last byte, and stays so until the job has ended."""
-    night.hosts.fill_disk(random.choice(["w1", "w2"]))
+    """The disk under a host's Ray folder is full to the last byte, and stays so until the job has ended.
+
+    A training wants a rank on either host, and none can start there: it waits, and after 20 s there is room again.
+    """
+    night.hosts.fill_disk(name := random.choice(["w1", "w2"]))
+    if verb == "train":
+        time.sleep(20)
+        night.hosts.free_disk(name)
     return job
 
 

@@ -20,7 +20,7 @@ from sar2eo_dist.errors import ConfigError, ModelError, NotFound, TooManyFailure
 from sar2eo_dist.models import bundle, translator
 from sar2eo_dist.pipeline import cluster
 from sar2eo_dist.pipeline.stage import Options, read_summary
-from sar2eo_dist.pipeline.train import Trainer, plan, train
+from sar2eo_dist.pipeline.train import Trainer, _cause, plan, train
 from sar2eo_dist.pipeline.training_job import Job
 from sar2eo_dist.records import Unit
 
@@ -169,6 +169,7 @@ def test_a_crash_of_the_first_network_is_tried_again_and_told_as_such(
 
     monkeypatch.setattr(cluster, "start", lambda cfg: None)
     monkeypatch.setattr("sar2eo_dist.pipeline.train._train", crash)
+    monkeypatch.setattr("sar2eo_dist.pipeline.train.PAUSE_S", 0.0)
     with pytest.raises(TooManyFailures, match="translate: its worker died: ActorUnavailableError"):
         train(config(root, "train.enhancer=restormer", ENHANCE), Options())
     assert tried == ["translate"] * 3
@@ -187,6 +188,13 @@ def test_what_a_failed_training_leaves_reserved_is_given_back(
         raise ray.train.ControllerError(RuntimeError("shutting down failed too"))
 
     monkeypatch.setattr(Trainer, "fit", fit)
+    monkeypatch.setattr("sar2eo_dist.pipeline.train.PAUSE_S", 0.0)
     with pytest.raises(TooManyFailures, match="shutting down failed too"):
         train(config(root), Options())
     assert [placement_group_table(group)["state"] for group in made] == ["REMOVED"] * 3
+
+
+def test_a_full_disk_is_told_with_its_node_and_what_to_do() -> None:
+    told = "Failed to set up runtime environment.\n[Node 10.0.0.7] Traceback ...\nOSError: [Errno 28] No space left on device"
+    said = _cause(ray.train.ControllerError(RuntimeError(told)))
+    assert said.startswith("the disk of node 10.0.0.7 under Ray's folder (/tmp/ray) is full: make room there")
