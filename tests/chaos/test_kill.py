@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ def start(verb: str, done: Done, out: Path) -> subprocess.Popen[bytes]:
     )  # as `ray job submit` does: a driver of its own on a running cluster
     overrides = [*SMALL, f"run.out={out}", f"synthetic.root={done.cfg.synthetic.root}", f"resources.address={address}"]
     command = [sys.executable, f"jobs/{verb}.py", *(part for o in overrides for part in ("--set", o))]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # where these tests run in the background
+    )  # fmt: skip
 
 
 def kill_when(process: subprocess.Popen[bytes], ready: object, number: int = signal.SIGKILL) -> str:

@@ -72,7 +72,10 @@ def test_every_tile_has_a_verdict_with_its_measurements(main_job: Done) -> None:
 
 def test_ctrl_c_is_heard_after_a_training(main_job: Done) -> None:
     """Ray Train puts a handler of its own in its place, which takes no notice once the training is over."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) in (
+        signal.default_int_handler,
+        signal.SIG_IGN,
+    )  # the second: in the background
 
 
 def test_scores_equal_a_direct_computation(main_job: Done) -> None:
