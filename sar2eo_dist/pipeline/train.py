@@ -293,7 +293,8 @@ def _train(cfg: Config, root: str, unit: Unit, job: Job, size: int, attempt: int
         if error:
             raise error
     finally:
-        _release()
+        with contextlib.suppress(ray.exceptions.RayError):  # of a cluster that is gone: what goes on above says so
+            _release()
         ray.kill(board)
         with contextlib.suppress(Sar2EoError):
             storage.delete(where)
