@@ -284,7 +284,7 @@ def test_check_raises_after_patience_and_not_before(store, writer, monkeypatch):
     with pytest.raises(Unavailable):
         writer.close()
     store.error = None
-    until(lambda: writer.done == 8)
+    until(lambda: writer.done == 8 and writer._error is None)  # one after the other
     writer.check()  # recovered
 
 
