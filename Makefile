@@ -33,11 +33,11 @@ demo: $(READY)
 
 # a test that hangs, be it in C++ with the GIL, ends its process with all stacks
 HANGS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
-# two processes for what needs no Ray; then what does, which would starve beside anything else on 2 cores
+# what needs no Ray, then what does
 test: $(READY)
 ifeq ($(strip $(ARGS)),)
 	@status=0; \
-	$(BIN)/pytest $(HANGS) -n 2 --dist loadfile -m "not cluster" || status=1; \
+	$(BIN)/pytest $(HANGS) -m "not cluster" || status=1; \
 	$(BIN)/pytest $(HANGS) -m cluster || status=1; \
 	exit $$status
 else
